@@ -1,0 +1,1 @@
+"""The address manager: leases, pools, stores, and the executable that speaks CNI."""

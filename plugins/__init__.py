@@ -1,0 +1,1 @@
+"""The plugins that attach a virtual machine; one folder is one executable."""

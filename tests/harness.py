@@ -1,0 +1,204 @@
+"""What every functional test stands on: private nodes and pods, and the executables run as a runtime runs them.
+
+A node is a network namespace that plays a Kubernetes host, with folders of its own for records and leases; a pod is
+a network namespace that plays a sandbox. Each is held by a process that ends when its standard input closes, so
+that even a killed test run leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
+
+
+def peer(program: str) -> str:
+    """The path of a program we test against; the test is skipped, or failed in CI, where it is missing."""
+    found = shutil.which(program, path=os.environ.get("CNV_PEERS")) or shutil.which(program)
+    if found is None:
+        reason = f"{program} is not here: set CNV_PEERS to the folder that has it"
+        if os.environ.get("CNV_REQUIRE_PEERS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+def executable(name: str) -> str:
+    """The path of one of our own installed executables."""
+    path = Path(os.environ.get("CNV_BIN") or Path(sys.executable).parent) / name
+    assert path.exists(), f"{path} is missing: pip install -e ."
+    return str(path)
+
+
+@contextmanager
+def namespace() -> Iterator[str]:
+    """The path of a new network namespace with its loopback up."""
+    script = "ip link set lo up; echo; exec cat"
+    command = ["unshare", "-n", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()  # the shell speaks only once it is inside
+        yield f"/proc/{holder.pid}/ns/net"
+
+
+class Outcome(NamedTuple):
+    """What a runtime sees of one call."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    def ok(self) -> Any:
+        """The printed document (None when nothing was printed) of a call that must have succeeded."""
+        assert self.code == 0, f"exit {self.code}: {self.stdout}{self.stderr}"
+        return self.json if self.stdout.strip() else None
+
+    def error(self) -> dict[str, Any]:
+        """The error object of a call that must have failed."""
+        assert self.code == 1, f"exit {self.code}: {self.stdout}{self.stderr}"
+        document: dict[str, Any] = self.json
+        assert "Traceback" not in self.stderr, self.stderr
+        return document
+
+
+class Sandbox:
+    """A namespace and what one does in it."""
+
+    def __init__(self, netns: str) -> None:
+        self.netns = netns
+
+    def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        options.setdefault("capture_output", True)
+        done = subprocess.run(["nsenter", f"--net={self.netns}", *argv], text=True, check=False, **options)
+        assert done.returncode == 0 or not check, f"{argv}: {done.stdout}{done.stderr}"
+        return done
+
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(["nsenter", f"--net={self.netns}", *argv], text=True, **options)
+
+    def ip(self, *args: str) -> list[dict[str, Any]]:
+        """`ip -d -j ARGS` decoded."""
+        out = self.run("ip", "-d", "-j", *args).stdout
+        return [item for item in json.loads(out or "[]") if item]
+
+    def link(self, name: str) -> dict[str, Any] | None:
+        done = self.run("ip", "-d", "-j", "link", "show", "dev", name, check=False)
+        return json.loads(done.stdout)[0] if done.returncode == 0 else None
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        return {item["ifname"]: item for item in self.ip("link")}
+
+    def addresses(self, name: str, *, family: str = "inet") -> list[str]:
+        """Addresses with prefix lengths, link-local IPv6 ones left out."""
+        shown = self.ip("addr", "show", "dev", name)
+        return [
+            f"{a['local']}/{a['prefixlen']}"
+            for item in shown
+            for a in item["addr_info"]
+            if a["family"] == family and not a["local"].startswith("fe80:")
+        ]
+
+
+class Node(Sandbox):
+    """A host: its namespace, its folders and the calls a runtime makes on it."""
+
+    def __init__(self, netns: str, folder: Path, undo: ExitStack) -> None:
+        super().__init__(netns)
+        self.folder = folder
+        self.rundir = folder / "run"
+        self.statedir = folder / "state"
+        self._undo = undo
+
+    def pod(self) -> Sandbox:
+        """A new sandbox that ends with the test."""
+        return Sandbox(self._undo.enter_context(namespace()))
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "CNVNET_RUNDIR": str(self.rundir),
+            "CNVNET_STATEDIR": str(self.statedir),
+            "CNVNET_AGENT": "off",
+            **more,
+        }
+
+    def cni(
+        self,
+        program: str,
+        command: str,
+        config: Mapping[str, Any] | str | bytes,
+        pod: Sandbox | str = "",
+        *,
+        container_id: str = "dummy-0",
+        ifname: str = "eth0",
+        args: str = "",
+        cni_path: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Outcome:
+        """One call of an executable (an absolute path, one of ours, or a peer) as a runtime makes it.
+
+        `env` overrides variables; a value of "\\0" removes one.
+        """
+        path = program if "/" in program else _resolve(program)
+        stdin = config if isinstance(config, bytes) else _text(config).encode()
+        environment = self.environment(
+            CNI_COMMAND=command,
+            CNI_CONTAINERID=container_id,
+            CNI_NETNS=pod if isinstance(pod, str) else pod.netns,
+            CNI_IFNAME=ifname,
+            CNI_ARGS=args,
+            CNI_PATH=cni_path if cni_path is not None else cni_path_of_all(),
+        )
+        environment.update(env or {})
+        environment = {key: value for key, value in environment.items() if value != "\0"}
+        done = subprocess.run(
+            ["nsenter", f"--net={self.netns}", path],
+            input=stdin,
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=timeout,
+        )
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+OURS = ("cnv-bridge", "static-ip")
+
+
+def _resolve(program: str) -> str:
+    return executable(program) if program in OURS else peer(program)
+
+
+def _text(config: Mapping[str, Any] | str) -> str:
+    return config if isinstance(config, str) else json.dumps(config)
+
+
+def cni_path_of_all() -> str:
+    """A CNI_PATH that finds our executables and the peers."""
+    folders = [str(Path(executable(OURS[0])).parent)]
+    if peers := os.environ.get("CNV_PEERS"):
+        folders.append(peers)
+    return ":".join(folders)
+
+
+@contextmanager
+def a_node(folder: Path) -> Iterator[Node]:
+    """A host of its own, gone with its pods at the end."""
+    with ExitStack() as undo:
+        yield Node(undo.enter_context(namespace()), folder, undo)
