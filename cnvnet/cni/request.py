@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 class Request(NamedTuple):
     """One call. Plugins read everything from here, never from os.environ: the agent serves many callers.
 
-    `env` holds the caller's CNI_* and CNVNET_* variables. `config` is the decoded stdin (`Fields` reads it
-    without regard to case), `raw` the very bytes, which delegates get. `netns` is "" when the caller gave none,
-    and for a DEL whose CNI_NETNS is the plugin's own namespace, which DEL must not touch.
+    `env` is the caller's whole environment, which delegates get too. `config` is the decoded stdin (`Fields`
+    reads it without regard to case), `raw` the very bytes, which delegates get. `netns` is "" when there was
+    none, and for a DEL whose CNI_NETNS is the plugin's own namespace, which DEL must not touch.
     """
 
     command: str

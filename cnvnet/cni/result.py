@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Interface(NamedTuple):
-    """An entry of `interfaces`. `sandbox` is the namespace's path, "" for the host; `mtu` 0 when not known."""
+    """An entry of `interfaces`: `sandbox` is the namespace's path, "" for the host; `mtu` 0 if not known."""
 
     name: str
     mac: str = ""
