@@ -1,10 +1,30 @@
-"""The records of what an ADD leaves behind, and the lock that makes two calls for one attachment take turns."""
+"""The records of what an ADD leaves behind, and the locks that make calls take turns.
+
+A record is one small file below RUNDIR/attachments, and the file is its own lock: whoever works on an
+attachment holds a flock of it. Shared objects (a bridge, a base chain) have a lock file each in RUNDIR/locks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, Protocol
+
+from cnvnet.cni.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
+
+RUNDIR: Final = "/run/cnvnet"
+VERSION: Final = 1
+
+ADDING: Final = "adding"
+ADDED: Final = "added"
+DELETING: Final = "deleting"
 
 
 class Key(NamedTuple):
@@ -27,8 +47,18 @@ class Record(NamedTuple):
     undo: dict[str, Any]
 
 
+class UnreadableRecord(CNIError):
+    """The file is not a record this program understands, perhaps a newer program's: it is left as it is."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(TRY_AGAIN_LATER, f"record {path}: {reason}; it has been left as it is")
+
+
 class Slot(Protocol):
-    """The place of one record, locked by the holder of this object."""
+    """The place of one record, locked by the holder of this object.
+
+    `read` raises UnreadableRecord; `write` raises CNIError 5; `remove` does nothing when there is no record.
+    """
 
     def read(self) -> Record | None: ...
     def write(self, record: Record) -> None: ...
@@ -36,8 +66,312 @@ class Slot(Protocol):
 
 
 class Attachments(Protocol):
-    """All records below one RUNDIR."""
+    """All records below one RUNDIR.
 
-    def locked(self, key: Key, *, wait_seconds: float = 10.0) -> AbstractContextManager[Slot]: ...
+    `locked` raises code 11 when another call holds the attachment for longer than `wait_seconds`, and code 5
+    when RUNDIR cannot be written, unless `optional`: then the slot reads what is there and forgets what it
+    is told. `of_network` skips and reports what it cannot read. `shared` locks what several attachments use.
+    """
+
+    def locked(
+        self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False
+    ) -> AbstractContextManager[Slot]: ...
     def of_network(self, plugin: str, network: str) -> Iterator[Key]: ...
     def shared(self, name: str) -> AbstractContextManager[None]: ...
+    def ensure_writable(self) -> None: ...
+
+
+def rundir(env: Mapping[str, str]) -> str:
+    """The caller's RUNDIR, from its CNVNET_RUNDIR."""
+    return env.get("CNVNET_RUNDIR") or RUNDIR
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot, "" where there is no /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+class AttachmentFiles:
+    """Attachments as files below `rundir`."""
+
+    def __init__(self, rundir: str) -> None:
+        self._records = os.path.join(rundir, "attachments")
+        self._locks = os.path.join(rundir, "locks")
+
+    @contextmanager
+    def locked(self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False) -> Generator[Slot]:
+        slot = _FileSlot(os.path.join(self._records, _file_name(key)), key, readonly=False)
+        try:
+            _make_folder(self._records)
+            slot.lock(wait_seconds)
+        except OSError as e:
+            if not optional:
+                raise _unwritable(self._records, e) from e
+            _report(f"{self._records}: {e.strerror}: going on without writing records")
+            slot = _FileSlot(slot.path, key, readonly=True)
+            slot.lock(wait_seconds)
+        try:
+            yield slot
+        finally:
+            slot.unlock()
+
+    def of_network(self, plugin: str, network: str) -> Iterator[Key]:
+        for name in _listing(self._records):
+            # A plugin's name may be the beginning of another's: the hash has a fixed length.
+            if not (name.startswith(f"{plugin}-") and len(name) == len(plugin) + len("-.json") + 32):
+                continue
+            path = os.path.join(self._records, name)
+            try:
+                record = _parse(path, _content(path))
+            except UnreadableRecord as e:
+                _report(e.msg)
+                continue
+            if record is None:
+                _sweep(path)
+            elif (record.key.plugin, record.key.network) == (plugin, network):
+                yield record.key
+
+    @contextmanager
+    def shared(self, name: str) -> Generator[None]:
+        path = os.path.join(self._locks, name.replace("/", "_"))
+        try:
+            _make_folder(self._locks)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise _unwritable(self._locks, e) from e
+        try:
+            _flock(fd, f"lock {path}", 60.0)
+            yield
+        finally:
+            os.close(fd)
+
+    def ensure_writable(self) -> None:
+        """Raises CNIError 5 naming the folder when no record could be written."""
+        probe = os.path.join(self._records, f".probe-{os.getpid()}")
+        try:
+            _make_folder(self._records)
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.unlink(probe)
+        except OSError as e:
+            raise _unwritable(self._records, e) from e
+
+
+class _FileSlot:
+    """A record's file. It exists, empty, while somebody holds the lock and nothing has been recorded yet."""
+
+    def __init__(self, path: str, key: Key, *, readonly: bool) -> None:
+        self.path = path
+        self._key = key
+        self._readonly = readonly
+        self._held: list[int] = []
+
+    def lock(self, wait_seconds: float) -> None:
+        """Holds the lock of the file that bears the name now. OSError when it cannot be opened or made."""
+        deadline = time.monotonic() + wait_seconds
+        flags = os.O_RDONLY if self._readonly else os.O_RDWR | os.O_CREAT
+        while True:
+            try:
+                fd = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+            except OSError:
+                if self._readonly:
+                    return  # nothing to read and nowhere to write: nothing to lock either
+                raise
+            try:
+                _flock(fd, f"attachment {_describe(self._key)}", deadline - time.monotonic())
+                # The one who had the lock may have removed or replaced the file we opened.
+                if _same_file(fd, self.path):
+                    self._held.append(fd)
+                    return
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def unlock(self) -> None:
+        """An empty file has served as a lock only and goes, while it is still ours."""
+        if self._held and not self._readonly:
+            fd = self._held[-1]
+            if os.fstat(fd).st_size == 0 and _same_file(fd, self.path):
+                _unlink(self.path)
+        while self._held:
+            os.close(self._held.pop())
+
+    def read(self) -> Record | None:
+        if not self._held:
+            return None
+        record = _parse(self.path, os.pread(self._held[-1], 1 << 20, 0))
+        if record is not None and record.key != self._key:
+            raise UnreadableRecord(self.path, f"it belongs to {_describe(record.key)}")
+        return record
+
+    def write(self, record: Record) -> None:
+        if self._readonly:
+            return
+        fresh = self.path + ".new"
+        try:
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                # Locked before it gets the name, and the old file stays open: no moment without the lock.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                _write_all(fd, _render(record))
+                os.fsync(fd)
+                os.rename(fresh, self.path)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._held.append(fd)
+            _sync_folder(os.path.dirname(self.path))
+        except OSError as e:
+            raise _unwritable(fresh, e) from e
+
+    def remove(self) -> None:
+        """Empties the file: the name goes with the lock, or another call would take a new file for free."""
+        if self._readonly or not self._held:
+            return
+        try:
+            os.ftruncate(self._held[-1], 0)
+            _unlink(self.path + ".new")
+        except OSError as e:
+            raise _unwritable(self.path, e) from e
+
+
+def _file_name(key: Key) -> str:
+    identity = "\0".join((key.network, key.container_id, key.ifname))
+    return f"{key.plugin}-{sha256(os.fsencode(identity)).hexdigest()[:32]}.json"
+
+
+def _describe(key: Key) -> str:
+    return f"{key.ifname} of container {key.container_id} in network {key.network}"
+
+
+def _render(record: Record) -> bytes:
+    document = {
+        "v": VERSION,
+        "plugin": record.key.plugin,
+        "network": record.key.network,
+        "containerid": record.key.container_id,
+        "ifname": record.key.ifname,
+        "netns": {"path": record.netns_path, "inode": record.netns_inode},
+        "boot_id": record.boot_id,
+        "state": record.state,
+        "undo": record.undo,
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def _parse(path: str, content: bytes) -> Record | None:
+    if not content:
+        return None
+    try:
+        document: Any = json.loads(content)
+        if isinstance(document["v"], int) and document["v"] > VERSION:
+            raise UnreadableRecord(
+                path, f"version {document['v']} is newer than {VERSION}, the newest known here"
+            )
+        texts = [document[field] for field in ("plugin", "network", "containerid", "ifname")]
+        texts += [document["netns"]["path"], document["boot_id"], document["state"]]
+        inode, undo = document["netns"]["inode"], document["undo"]
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(inode, int)
+            and isinstance(undo, dict)
+        ):
+            raise UnreadableRecord(path, "a field has the wrong type")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise UnreadableRecord(path, f"not a record: {type(e).__name__}: {e}") from e
+    return Record(Key(*texts[:4]), texts[4], inode, texts[5], texts[6], undo)
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as e:
+        raise UnreadableRecord(path, str(e.strerror)) from e
+
+
+def _listing(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _sweep(path: str) -> None:
+    """Removes the empty file of a call that died before it recorded anything, unless one is at work."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _same_file(fd, path) and os.fstat(fd).st_size == 0:
+            _unlink(path + ".new")
+            _unlink(path)
+    except OSError:
+        pass  # somebody holds it, or the folder cannot be written: it stays
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, what: str, wait_seconds: float) -> None:
+    """flock with a deadline: a blocking one could be ended by a signal only, which a thread cannot get."""
+    deadline = time.monotonic() + wait_seconds
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
+                raise
+        if time.monotonic() >= deadline:
+            raise CNIError(TRY_AGAIN_LATER, f"{what}: another call has been working on it for too long")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+def _same_file(fd: int, path: str) -> bool:
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_folder(folder: str) -> None:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # the point was that it is gone
+
+
+def _unwritable(path: str, reason: OSError) -> CNIError:
+    return CNIError(IO_FAILURE, f"{path} cannot be written: {reason.strerror}")
+
+
+def _report(line: str) -> None:
+    sys.stderr.write(f"cnvnet: {line}\n")

@@ -1,0 +1,303 @@
+"""Records and locks: what a killed, a late and an older program find."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnvnet.attachments import ADDED, ADDING, AttachmentFiles, Key, Record, UnreadableRecord, boot_id, rundir
+from cnvnet.cni.errors import CNIError
+
+KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
+
+
+def a_record(key: Key = KEY, state: str = ADDING, **undo: Any) -> Record:
+    return Record(key, "/run/netns/x", 4026531840, boot_id(), state, dict(undo))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder / "attachments"))
+
+
+def test_what_is_written_is_read_by_the_next_call(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        assert slot.read() is None
+        slot.write(a_record(host="veth0"))
+        assert slot.read() == a_record(host="veth0")
+        slot.write(a_record(state=ADDED, host="veth0"))
+    with AttachmentFiles(str(tmp_path)).locked(KEY) as slot:
+        assert slot.read() == a_record(state=ADDED, host="veth0")
+
+
+def test_the_file_is_named_and_written_as_the_design_says(tmp_path: Path) -> None:
+    with AttachmentFiles(str(tmp_path)).locked(KEY) as slot:
+        slot.write(a_record(host="veth0"))
+    (name,) = files(tmp_path)
+    # printf 'net1\\0cid-1\\0eth0' | sha256sum | cut -c1-32
+    assert name == "cnv-bridge-24e8bc7d8b96505246f49f2d86607a2d.json"
+    document = json.loads((tmp_path / "attachments" / name).read_text())
+    assert document == {
+        "v": 1,
+        "plugin": "cnv-bridge",
+        "network": "net1",
+        "containerid": "cid-1",
+        "ifname": "eth0",
+        "netns": {"path": "/run/netns/x", "inode": 4026531840},
+        "boot_id": boot_id(),
+        "state": "adding",
+        "undo": {"host": "veth0"},
+    }
+
+
+def test_a_lock_alone_leaves_no_file(tmp_path: Path) -> None:
+    with AttachmentFiles(str(tmp_path)).locked(KEY):
+        assert len(files(tmp_path)) == 1
+    assert files(tmp_path) == []
+
+
+def test_a_removed_record_is_gone_with_its_file(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+    with attachments.locked(KEY) as slot:
+        slot.remove()
+        assert slot.read() is None
+        slot.remove()
+    assert files(tmp_path) == []
+
+
+def test_a_record_removed_and_written_again_in_one_call_stays(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record(host="old"))
+        slot.remove()
+        slot.write(a_record(host="new"))
+    with attachments.locked(KEY) as slot:
+        assert slot.read() == a_record(host="new")
+
+
+def test_a_second_call_for_one_attachment_is_told_to_try_again_later(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with (
+        attachments.locked(KEY),
+        pytest.raises(CNIError) as caught,
+        attachments.locked(KEY, wait_seconds=0.05),
+    ):
+        pass
+    assert caught.value.code == 11
+    assert "eth0 of container cid-1 in network net1" in caught.value.msg
+
+
+def test_another_attachment_does_not_wait(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY), attachments.locked(KEY._replace(ifname="net1"), wait_seconds=0):
+        pass
+
+
+def test_a_waiting_call_sees_what_the_first_one_wrote(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    seen: list[Record | None] = []
+
+    def second() -> None:
+        with AttachmentFiles(str(tmp_path)).locked(KEY) as slot:
+            seen.append(slot.read())
+
+    with attachments.locked(KEY) as slot:
+        thread = threading.Thread(target=second)
+        thread.start()
+        slot.write(a_record(host="one"))
+        slot.write(a_record(host="two"))
+    thread.join()
+    assert seen == [a_record(host="two")]
+
+
+def _count(folder: str, rounds: int) -> None:
+    attachments = AttachmentFiles(folder)
+    for _ in range(rounds):
+        with attachments.locked(KEY, wait_seconds=60) as slot:
+            record = slot.read()
+            count = record.undo["count"] if record else 0
+            slot.write(a_record(count=count + 1))
+
+
+def _flicker(folder: str, rounds: int) -> None:
+    attachments = AttachmentFiles(folder)
+    inside = Path(folder) / "inside"
+    for _ in range(rounds):
+        with attachments.locked(KEY, wait_seconds=60) as slot:
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails when another one is inside
+            if slot.read() is None:
+                slot.write(a_record())
+            else:
+                slot.remove()
+            inside.unlink()
+
+
+@pytest.mark.parametrize("work", [_count, _flicker])
+def test_processes_take_turns_while_the_file_is_replaced_and_removed(tmp_path: Path, work: Any) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=work, args=(str(tmp_path), 60)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    if work is _count:
+        with AttachmentFiles(str(tmp_path)).locked(KEY) as slot:
+            record = slot.read()
+        assert record is not None
+        assert record.undo == {"count": 360}
+    else:
+        assert files(tmp_path) == []
+
+
+def test_a_killed_call_holds_nobody_up_and_loses_no_record(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from cnvnet.attachments import *\n"
+        "key = Key('cnv-bridge', 'net1', 'cid-1', 'eth0')\n"
+        "with AttachmentFiles(sys.argv[1]).locked(key) as slot:\n"
+        "    slot.write(Record(key, '', 0, '', 'adding', {'host': 'v'}))\n"
+        "    print('written', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"written\n"
+        victim.send_signal(signal.SIGKILL)
+    with AttachmentFiles(str(tmp_path)).locked(KEY, wait_seconds=1) as slot:
+        record = slot.read()
+    assert record is not None
+    assert record.undo == {"host": "v"}
+
+
+def test_a_newer_record_is_reported_and_left_untouched(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+    path = tmp_path / "attachments" / files(tmp_path)[0]
+    newer = path.read_text().replace('"v": 1', '"v": 2')
+    path.write_text(newer)
+    with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord, match="version 2 is newer than 1"):
+        slot.read()
+    assert path.read_text() == newer
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", "null", '{"v": 1}', '"text"', "\xff", '{"v": 1, "plugin": 3}', "[" * 100_000],
+    ids=["cut", "list", "empty", "null", "fields", "text", "bytes", "types", "deep"],
+)
+def test_what_is_no_record_is_reported_and_left_untouched(tmp_path: Path, content: str) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+    path = tmp_path / "attachments" / files(tmp_path)[0]
+    path.write_bytes(content.encode("latin-1"))
+    with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord) as caught:
+        slot.read()
+    assert str(path) in caught.value.msg
+    assert path.read_bytes() == content.encode("latin-1")
+    assert list(attachments.of_network("cnv-bridge", "net1")) == []
+    assert path.exists()
+
+
+def test_gc_sees_the_attachments_of_one_plugin_and_network_only(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    others = [KEY._replace(network="net2"), KEY._replace(plugin="cnv"), KEY._replace(plugin="cnv-bridge-x")]
+    mine = [KEY, KEY._replace(container_id="cid-2"), KEY._replace(ifname="net1")]
+    for key in others + mine:
+        with attachments.locked(key) as slot:
+            slot.write(a_record(key))
+    assert sorted(attachments.of_network("cnv-bridge", "net1")) == sorted(mine)
+
+
+def test_no_folder_has_no_attachments(tmp_path: Path) -> None:
+    assert list(AttachmentFiles(str(tmp_path / "none")).of_network("cnv-bridge", "net1")) == []
+
+
+def test_the_empty_file_of_a_killed_call_is_swept_but_a_lock_in_use_is_not(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY):
+        (name,) = files(tmp_path)
+        assert list(attachments.of_network("cnv-bridge", "net1")) == []
+        assert files(tmp_path) == [name]
+    (tmp_path / "attachments" / name).touch()
+    (tmp_path / "attachments" / f"{name}.new").touch()
+    assert list(attachments.of_network("cnv-bridge", "net1")) == []
+    assert files(tmp_path) == []
+
+
+def test_an_unusable_rundir_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    attachments = AttachmentFiles(str(tmp_path / "file"))
+    for attempt in (attachments.locked(KEY), attachments.shared("bridge-br0")):
+        with pytest.raises(CNIError) as caught, attempt:
+            pass
+        assert caught.value.code == 5
+        assert str(tmp_path / "file") in caught.value.msg
+    with pytest.raises(CNIError, match="cannot be written"):
+        attachments.ensure_writable()
+
+
+def test_del_goes_on_without_records_where_rundir_is_unusable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with AttachmentFiles(str(tmp_path / "file")).locked(KEY, optional=True) as slot:
+        assert slot.read() is None
+        slot.write(a_record())
+        slot.remove()
+        assert slot.read() is None
+    assert "going on without writing records" in capsys.readouterr().err
+
+
+def test_an_unwritten_record_does_not_take_the_old_one_along(tmp_path: Path) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record(host="veth0"))
+        name = files(tmp_path)[0]
+        (tmp_path / "attachments" / f"{name}.new").mkdir()
+        with pytest.raises(CNIError) as caught:
+            slot.write(a_record(state=ADDED, host="veth0"))
+        assert caught.value.code == 5
+        (tmp_path / "attachments" / f"{name}.new").rmdir()
+    with attachments.locked(KEY) as slot:
+        assert slot.read() == a_record(host="veth0")
+
+
+def test_a_writable_rundir_is_made_when_missing(tmp_path: Path) -> None:
+    AttachmentFiles(str(tmp_path / "a" / "b")).ensure_writable()
+    assert files(tmp_path / "a" / "b") == []
+
+
+def _hold_shared(folder: str, rounds: int) -> None:
+    for _ in range(rounds):
+        with AttachmentFiles(folder).shared("bridge-br0"):
+            inside = os.open(Path(folder) / "inside", os.O_CREAT | os.O_EXCL)
+            os.close(inside)
+            os.unlink(Path(folder) / "inside")
+
+
+def test_a_shared_object_has_one_user_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_hold_shared, args=(str(tmp_path), 50)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+
+
+def test_the_callers_environment_says_where_the_records_are() -> None:
+    assert rundir({}) == "/run/cnvnet"
+    assert rundir({"CNVNET_RUNDIR": ""}) == "/run/cnvnet"
+    assert rundir({"CNVNET_RUNDIR": "/x"}) == "/x"
