@@ -1,0 +1,52 @@
+"""Prints what each suite's report in a folder says and, as its last line, the sum; fails if a test did."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+
+class Counts(NamedTuple):
+    """How many tests ended which way, and how long they took."""
+
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def read_report(path: Path) -> Counts:
+    """The counts in a JUnit report of pytest's."""
+    suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
+
+    def total(name: str) -> int:
+        return sum(int(suite.get(name, "0")) for suite in suites)
+
+    failed = total("failures") + total("errors")
+    passed = total("tests") - failed - total("skipped")
+    return Counts(passed, failed, total("skipped"), sum(float(suite.get("time", "0")) for suite in suites))
+
+
+def main(folder: Path) -> int:
+    counts = {path.stem: read_report(path) for path in sorted(folder.glob("*.xml"))}
+    died = folder / "died"
+    for suite in died.read_text().split() if died.exists() else []:
+        counts[suite] = Counts(0, 1, 0, 0.0)
+        print(f"{suite}: ended before its last test did, see {folder / suite}.log")
+    for suite, count in counts.items():
+        print(f"{suite + ':':<12}{count} in {count.seconds:.0f} s")
+    print(
+        Counts(*(sum(column) for column in zip(*counts.values(), strict=True)))
+        if counts
+        else Counts(0, 0, 0, 0.0)
+    )
+    return 1 if any(count.failed for count in counts.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
