@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, cast
 
+from cnvnet.cni.document import kind
 from cnvnet.cni.errors import InvalidConfig
 
 Address = IPv4Address | IPv6Address
@@ -51,6 +52,13 @@ class Fields:
             return default
         if not isinstance(value, str):
             raise self._unexpected(key, "a string", value)
+        return value
+
+    def required(self, key: str) -> str:
+        """A string that must be there and not empty."""
+        value = self.text(key)
+        if not value:
+            raise InvalidConfig(f"{self.path(key)}: required")
         return value
 
     def integer(
@@ -94,12 +102,18 @@ class Fields:
         """A list of objects; None when absent, which is not the same as an empty list."""
         if not self.has(key):
             return None
-        found: list[Fields] = []
-        for index, item in enumerate(self._list(key, "a list of objects")):
+        return _objects(self._list(key, "a list of objects"), self.path(key))
+
+    def each_list(self, key: str) -> list[list[Fields]] | None:
+        """A list of lists of objects, such as host-local's `ranges`; None when absent."""
+        if not self.has(key):
+            return None
+        found: list[list[Fields]] = []
+        for index, item in enumerate(self._list(key, "a list of lists")):
             where = f"{self.path(key)}[{index}]"
-            if not isinstance(item, Mapping):
-                raise _unexpected(where, "an object", item)
-            found.append(Fields(cast("Mapping[str, Any]", item), where))
+            if not isinstance(item, list):
+                raise _unexpected(where, "a list of objects", item)
+            found.append(_objects(cast("Sequence[Any]", item), where))
         return found
 
     def address(self, key: str) -> Address | None:
@@ -132,6 +146,15 @@ class Fields:
 
     def _unexpected(self, key: str, wanted: str, value: object) -> InvalidConfig:
         return _unexpected(self.path(key), wanted, value)
+
+
+def _objects(items: Sequence[Any], where: str) -> list[Fields]:
+    found: list[Fields] = []
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise _unexpected(f"{where}[{index}]", "an object", item)
+        found.append(Fields(cast("Mapping[str, Any]", item), f"{where}[{index}]"))
+    return found
 
 
 def as_address(text: str, where: str) -> Address:
@@ -210,21 +233,7 @@ def _in_range(value: int, minimum: int | None, maximum: int | None, where: str) 
 
 
 def _unexpected(where: str, wanted: str, value: object) -> InvalidConfig:
-    return InvalidConfig(f"{where}: expected {wanted}, got {_kind(value)}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, int):
-        return "an integer"
-    if isinstance(value, float):
-        return "a number with a fraction or exponent"
-    if value is None:
-        return "null"
-    return "an object" if isinstance(value, Mapping) else "a list"
+    return InvalidConfig(f"{where}: expected {wanted}, got {kind(value)}")
 
 
 def _quoted(text: str) -> str:
