@@ -1,8 +1,8 @@
-"""What every functional test stands on: private nodes and pods, and the executables run as a runtime runs them.
+"""What every functional test stands on: private nodes and pods, and executables run as a runtime runs them.
 
-A node is a network namespace that plays a Kubernetes host, with folders of its own for records and leases; a pod is
-a network namespace that plays a sandbox. Each is held by a process that ends when its standard input closes, so
-that even a killed test run leaves nothing behind.
+A node is a network namespace that plays a Kubernetes host, with folders of its own for records and leases; a
+pod is a network namespace that plays a sandbox. Each is held by a process that ends when its standard input
+closes, so that even a killed test run leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,10 @@ CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
 
 def peer(program: str) -> str:
     """The path of a program we test against; the test is skipped, or failed in CI, where it is missing."""
-    found = shutil.which(program, path=os.environ.get("CNV_PEERS")) or shutil.which(program)
+    # On PATH, `bridge` is iproute2's.
+    elsewhere = "/opt/cni/bin" if program == "bridge" else None
+    peers = os.environ.get("CNV_PEERS")
+    found = (peers and shutil.which(program, path=peers)) or shutil.which(program, path=elsewhere)
     if found is None:
         reason = f"{program} is not here: set CNV_PEERS to the folder that has it"
         if os.environ.get("CNV_REQUIRE_PEERS") == "1":
@@ -42,7 +45,7 @@ def executable(name: str) -> str:
 
 
 @contextmanager
-def namespace() -> Iterator[str]:
+def namespace() -> Generator[str]:
     """The path of a new network namespace with its loopback up."""
     script = "ip link set lo up; echo; exec cat"
     command = ["unshare", "-n", "sh", "-c", script]
@@ -61,7 +64,10 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        return json.loads(self.stdout)
+        try:
+            return json.loads(self.stdout)
+        except ValueError as e:
+            raise AssertionError(f"not one JSON document: {self.stdout!r} {self.stderr}") from e
 
     def ok(self) -> Any:
         """The printed document (None when nothing was printed) of a call that must have succeeded."""
@@ -192,13 +198,12 @@ def _text(config: Mapping[str, Any] | str) -> str:
 def cni_path_of_all() -> str:
     """A CNI_PATH that finds our executables and the peers."""
     folders = [str(Path(executable(OURS[0])).parent)]
-    if peers := os.environ.get("CNV_PEERS"):
-        folders.append(peers)
+    folders.append(os.environ.get("CNV_PEERS") or "/opt/cni/bin")
     return ":".join(folders)
 
 
 @contextmanager
-def a_node(folder: Path) -> Iterator[Node]:
+def a_node(folder: Path) -> Generator[Node]:
     """A host of its own, gone with its pods at the end."""
     with ExitStack() as undo:
         yield Node(undo.enter_context(namespace()), folder, undo)
