@@ -1,13 +1,34 @@
-"""Neighbour entries as values."""
+"""Neighbour entries as values, and their messages."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import AF_INET, AF_INET6
+from typing import Final, NamedTuple
+
+from cnvnet.kernel import pyroute2_light
+from cnvnet.kernel.netlink import CREATE, REPLACE, Message
+
+# include/uapi/linux/{rtnetlink,neighbour}.h
+_RTM_NEWNEIGH: Final = 28
+_RTM_DELNEIGH: Final = 29
+_RTM_GETNEIGH: Final = 30
+_NUD_REACHABLE: Final = 0x02
+_NUD_PERMANENT: Final = 0x80
+# INCOMPLETE, FAILED and NOARP entries hold no answer anybody gave.
+_NUD_USELESS: Final = 0x01 | 0x20 | 0x40
+_NTF_PROXY: Final = 0x08
+
+_NDMSG: Final = struct.Struct("=BxxxiHBB")
+_MESSAGE: Final = ("netlink.rtnl.ndmsg", "ndmsg")
 
 
 class Neighbour(NamedTuple):
-    """An entry of the ARP or ND table; `permanent` ones never expire, `proxy` ones are answered for others."""
+    """An entry of the ARP or ND table; `permanent` ones never expire.
+
+    `proxy` ones are answered for others and have no MAC ("") and no state: they read back as permanent.
+    """
 
     ifindex: int
     address: IPv4Address | IPv6Address
@@ -17,7 +38,9 @@ class Neighbour(NamedTuple):
 
 
 class AddNeighbour(NamedTuple):
-    """Creates or replaces."""
+    """Creates or replaces. ENODEV when there is no such link, EINVAL for a proxy of an address that is not
+    unicast.
+    """
 
     neighbour: Neighbour
 
@@ -26,3 +49,52 @@ class DeleteNeighbour(NamedTuple):
     """ENOENT when there is none."""
 
     neighbour: Neighbour
+
+
+def queries() -> list[Message]:
+    """Asks for all entries: the resolved ones, then the proxies, which are listed only on their own."""
+    return [Message(_RTM_GETNEIGH, 0, _NDMSG.pack(0, 0, 0, flags, 0)) for flags in (0, _NTF_PROXY)]
+
+
+def encode_add(wanted: AddNeighbour) -> Message:
+    """RTM_NEWNEIGH."""
+    neighbour = wanted.neighbour
+    attributes: list[tuple[str, object]] = [("NDA_DST", str(neighbour.address))]
+    if neighbour.mac:
+        attributes.append(("NDA_LLADDR", neighbour.mac))
+    return Message(_RTM_NEWNEIGH, CREATE | REPLACE, _encode(neighbour, attributes))
+
+
+def encode_delete(wanted: DeleteNeighbour) -> Message:
+    """RTM_DELNEIGH."""
+    return Message(_RTM_DELNEIGH, 0, _encode(wanted.neighbour, [("NDA_DST", str(wanted.neighbour.address))]))
+
+
+def decode(raw: bytes) -> Neighbour | None:
+    """The entry in an RTM_NEWNEIGH message; None for one that says nothing, and for a bridge's forwarding
+    entry.
+    """
+    found = pyroute2_light.decode(*_MESSAGE, raw)
+    proxy = bool(found["flags"] & _NTF_PROXY)
+    mac = found.get_attr("NDA_LLADDR") or ""
+    if found["family"] not in (AF_INET, AF_INET6) or (
+        not proxy and (found["state"] & _NUD_USELESS or not mac)
+    ):
+        return None
+    return Neighbour(
+        ifindex=found["ifindex"],
+        address=ip_address(found.get_attr("NDA_DST")),
+        mac="" if proxy else mac,
+        permanent=proxy or bool(found["state"] & _NUD_PERMANENT),
+        proxy=proxy,
+    )
+
+
+def _encode(neighbour: Neighbour, attributes: list[tuple[str, object]]) -> bytes:
+    header = {
+        "family": AF_INET if neighbour.address.version == 4 else AF_INET6,
+        "ifindex": neighbour.ifindex,
+        "state": _NUD_PERMANENT if neighbour.permanent else _NUD_REACHABLE,
+        "flags": _NTF_PROXY if neighbour.proxy else 0,
+    }
+    return pyroute2_light.encode(*_MESSAGE, header, attributes)

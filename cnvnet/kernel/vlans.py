@@ -1,8 +1,30 @@
-"""The VLANs of bridge ports as values; a range is one entry, as in the kernel's own messages."""
+"""The VLANs of bridge ports as values, and their messages; a range is one entry, as in the kernel's own."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import struct
+from collections.abc import Iterable, Iterator
+from socket import AF_BRIDGE
+from typing import Final, NamedTuple
+
+from cnvnet.kernel import pyroute2_light
+from cnvnet.kernel.links import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
+from cnvnet.kernel.netlink import Message, attribute
+
+# include/uapi/linux/{rtnetlink,if_bridge}.h
+_RTM_GETVLAN: Final = 114
+_BRIDGE_FLAGS_SELF: Final = 2
+_PVID: Final = 0x02
+_UNTAGGED: Final = 0x04
+_RANGE_BEGIN: Final = 0x08
+_RANGE_END: Final = 0x10
+_RTEXT_FILTER_BRVLAN_COMPRESSED: Final = 4
+_IFLA_EXT_MASK: Final = 29
+
+_BR_VLAN_MSG: Final = struct.Struct("=BxxxI")
+_IFINFO: Final = struct.Struct("=BxHiII")
+_U32: Final = struct.Struct("=I")
+_MESSAGE: Final = ("netlink.rtnl.ifinfmsg", "ifinfmsg")
 
 
 class VlanRange(NamedTuple):
@@ -15,7 +37,12 @@ class VlanRange(NamedTuple):
 
 
 class AddVlans(NamedTuple):
-    """Adds the ranges to a port (or, with `on_bridge`, to the bridge itself) in one message."""
+    """Adds the ranges to a port (or, with `on_bridge`, to the bridge itself) in one message.
+
+    A VID the port has keeps its place and takes the new flags; a new PVID replaces the old one. EINVAL for
+    a PVID that is a range and for VIDs outside 1..4094, EOPNOTSUPP when the link is no port or the kernel
+    knows no VLANs.
+    """
 
     ifindex: int
     ranges: tuple[VlanRange, ...]
@@ -28,3 +55,83 @@ class DeleteVlans(NamedTuple):
     ifindex: int
     ranges: tuple[VlanRange, ...]
     on_bridge: bool = False
+
+
+def compress(vids: Iterable[int], *, untagged: bool = False) -> tuple[VlanRange, ...]:
+    """The fewest ranges that hold exactly these VIDs, in order."""
+    ranges: list[VlanRange] = []
+    for vid in sorted(set(vids)):
+        if ranges and ranges[-1].last == vid - 1:
+            ranges[-1] = ranges[-1]._replace(last=vid)
+        else:
+            ranges.append(VlanRange(vid, vid, untagged=untagged))
+    return tuple(ranges)
+
+
+def expand(ranges: Iterable[VlanRange]) -> Iterator[int]:
+    """All VIDs of the ranges."""
+    for one in ranges:
+        yield from range(one.first, one.last + 1)
+
+
+def query(ifindex: int) -> Message:
+    """Asks for the VLANs of one port, or of one bridge itself (RTM_GETVLAN, Linux 5.6)."""
+    return Message(_RTM_GETVLAN, 0, _BR_VLAN_MSG.pack(AF_BRIDGE, ifindex))
+
+
+def query_all() -> Message:
+    """Asks for the VLANs of all bridges and ports: the way of older kernels, which cannot be asked for
+    one.
+    """
+    mask = attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_BRVLAN_COMPRESSED))
+    return Message(RTM_GETLINK, 0, _IFINFO.pack(AF_BRIDGE, 0, 0, 0, 0) + mask)
+
+
+def encode(wanted: AddVlans | DeleteVlans) -> Message:
+    """RTM_SETLINK or RTM_DELLINK of the bridge family, all ranges in one attribute (at most 32 KiB)."""
+    entries: list[tuple[str, object]] = []
+    if wanted.on_bridge:
+        entries.append(("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_SELF))
+    for one in wanted.ranges:
+        flags = (_PVID if one.pvid else 0) | (_UNTAGGED if one.untagged else 0)
+        if one.first == one.last:
+            entries.append(_entry(flags, one.first))
+        else:
+            entries += [_entry(flags | _RANGE_BEGIN, one.first), _entry(flags | _RANGE_END, one.last)]
+    header = {"family": AF_BRIDGE, "index": wanted.ifindex}
+    body = pyroute2_light.encode(*_MESSAGE, header, [("IFLA_AF_SPEC", {"attrs": entries})])
+    return Message(RTM_SETLINK if isinstance(wanted, AddVlans) else RTM_DELLINK, 0, body)
+
+
+def decode(raw: bytes) -> list[VlanRange]:
+    """The ranges in an RTM_NEWVLAN message."""
+    found = pyroute2_light.decode("netlink.rtnl.br_vlan", "br_vlan_msg", raw)
+    ranges: list[VlanRange] = []
+    for entry in found.get_attrs("BRIDGE_VLANDB_ENTRY"):
+        info = entry.get_attr("BRIDGE_VLANDB_ENTRY_INFO")
+        last = entry.get_attr("BRIDGE_VLANDB_ENTRY_RANGE") or info["vid"]
+        ranges.append(_range(info["vid"], last, info["flags"]))
+    return ranges
+
+
+def decode_link(raw: bytes) -> tuple[int, list[VlanRange]]:
+    """The ifindex and the ranges in an RTM_NEWLINK message of the bridge family."""
+    found = pyroute2_light.decode(*_MESSAGE, raw)
+    ranges: list[VlanRange] = []
+    first = 0
+    spec = found.get_attr("IFLA_AF_SPEC")
+    for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec else ():
+        if info["flags"] & _RANGE_BEGIN:
+            first = info["vid"]
+        else:
+            ranges.append(_range(first or info["vid"], info["vid"], info["flags"]))
+            first = 0
+    return found["index"], ranges
+
+
+def _entry(flags: int, vid: int) -> tuple[str, object]:
+    return "IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}
+
+
+def _range(first: int, last: int, flags: int) -> VlanRange:
+    return VlanRange(first, last, pvid=bool(flags & _PVID), untagged=bool(flags & _UNTAGGED))
