@@ -1,0 +1,5 @@
+"""What a virtual machine talks to: DHCP, DHCPv6, router advertisements, ARP and ND, as pure functions.
+
+`services` is the door: prepare a guest's `settings` once, then ask it about each frame. No module here knows
+a socket or a clock.
+"""

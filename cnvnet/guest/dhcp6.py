@@ -1,0 +1,338 @@
+"""DHCPv6 for one guest that always gets the same address (RFC 8415, RFC 3646, RFC 4704, RFC 5908).
+
+The one address appropriate for the guest's link is the guest's own: a client that asks for another is told
+so.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv6Address, ip_address
+from typing import Final, NamedTuple
+
+from cnvnet.guest import domains, frames
+from cnvnet.guest.frames import Datagram, Ends, Ignored, Reply
+from cnvnet.guest.settings import FOREVER, Settings
+
+PORT: Final = 547
+CLIENT_PORT: Final = 546
+ALL_SERVERS: Final = bytes.fromhex("ff020000000000000000000000010002")
+
+SOLICIT: Final = 1
+ADVERTISE: Final = 2
+REQUEST: Final = 3
+CONFIRM: Final = 4
+RENEW: Final = 5
+REBIND: Final = 6
+REPLY: Final = 7
+RELEASE: Final = 8
+DECLINE: Final = 9
+INFORMATION: Final = 11
+RELAY_FORWARD: Final = 12
+
+# RFC 8415, section 21, unless told otherwise.
+CLIENT: Final = 1
+SERVER: Final = 2
+IA_NA: Final = 3
+IA_TA: Final = 4
+ADDRESS: Final = 5
+WANTED: Final = 6
+PREFERENCE: Final = 7
+STATUS: Final = 13
+RAPID_COMMIT: Final = 14
+NAMESERVERS: Final = 23  # RFC 3646
+SEARCH: Final = 24
+IA_PD: Final = 25
+SNTP: Final = 31  # RFC 4075
+REFRESH: Final = 32
+FQDN: Final = 39  # RFC 4704
+NTP: Final = 56  # RFC 5908
+
+SUCCESS: Final = 0
+NO_ADDRESS: Final = 2
+NO_BINDING: Final = 3
+NOT_ON_LINK: Final = 4
+USE_MULTICAST: Final = 5
+NO_PREFIX: Final = 6
+
+# What the message must, or must not, have besides its client id (RFC 8415, section 16).
+_WITH_SERVER: Final = frozenset((REQUEST, RENEW, RELEASE, DECLINE))
+_WITHOUT_SERVER: Final = frozenset((SOLICIT, CONFIRM, REBIND))
+_ASSIGNING: Final = frozenset((SOLICIT, REQUEST, RENEW, REBIND))
+
+# Bounds on the work one frame can cause; no client says as much, and section 11.1 ends a DUID at 130 bytes.
+_LARGEST_MESSAGE: Final = 4096
+_LARGEST_DUID: Final = 130
+_REFRESH_SECONDS: Final = 86400  # IRT_DEFAULT
+
+_OPTION: Final = struct.Struct("!HH")
+
+
+class Offer(NamedTuple):
+    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent."""
+
+    guest_mac: bytes  # b"": any
+    server_mac: bytes
+    server: bytes  # the link-local address answers come from
+    duid: bytes
+    address: bytes
+    lifetime: int
+    options: dict[int, bytes]
+    fqdn: bytes
+    limit: int
+
+
+class Message(NamedTuple):
+    """A client's message. `associations` are its IA options in their order, as (code, value)."""
+
+    type: int
+    transaction: bytes
+    options: dict[int, bytes]
+    associations: tuple[tuple[int, bytes], ...]
+    wanted: frozenset[int]
+
+
+def option(code: int, value: bytes) -> bytes:
+    """One option."""
+    return _OPTION.pack(code, len(value)) + value
+
+
+def prepare(settings: Settings) -> Offer | None:
+    """The offer for checked settings; None for a guest without IPv6."""
+    if settings.v6 is None:
+        return None
+    mac = frames.mac(settings.server_mac)
+    domain = domains.main_domain(settings.search)
+    name = settings.hostname
+    if name and "." not in name and domain:
+        name = f"{name}.{domain}"
+    values = {
+        NAMESERVERS: b"".join(a.packed for a in settings.nameservers if isinstance(a, IPv6Address)),
+        SEARCH: domains.encode_list(settings.search),
+    }
+    options = {code: option(code, value) for code, value in values.items() if value}
+    options.update(_time_options(settings.ntp_servers))
+    return Offer(
+        guest_mac=frames.mac(settings.guest_mac) if settings.guest_mac else b"",
+        server_mac=mac,
+        server=frames.link_local(mac),
+        duid=b"\0\x03\0\x01" + mac,  # DUID-LL: the same on every node that serves from the same MAC address
+        address=settings.v6.address.ip.packed,
+        lifetime=settings.lease_seconds,
+        options=options,
+        fqdn=domains.encode(name) if name and len(name) < 254 else b"",
+        limit=settings.mtu,
+    )
+
+
+def _time_options(servers: tuple[str, ...]) -> dict[int, bytes]:
+    """Each time server is an NTP option of its own (RFC 5908, section 4), an address or a name."""
+    options: dict[int, bytes] = {}
+    for server in servers:
+        try:
+            address = ip_address(server)
+        except ValueError:
+            source = option(3, domains.encode(server))
+        else:
+            if not isinstance(address, IPv6Address):
+                continue
+            source = option(1, address.packed)
+            options[SNTP] = options.get(SNTP, b"") + address.packed
+        options[NTP] = options.get(NTP, b"") + option(NTP, source)
+    if SNTP in options:
+        options[SNTP] = option(SNTP, options[SNTP])
+    return options
+
+
+def reply(offer: Offer, frame: bytes) -> Reply:
+    """The answer to one frame.
+
+    Events: advertise, reply, rapid_reply, confirm, release, decline, information, use_multicast; not
+    answered: other_traffic, malformed, oversized, ignored_type, ignored_relay, other_server, other_client.
+    """
+    try:
+        datagram = frames.udp6(frame, PORT)
+        if datagram is None:
+            return Reply((), frames.OTHER_TRAFFIC)
+        if offer.guest_mac and datagram.link_source != offer.guest_mac:
+            raise Ignored("other_client")
+        if datagram.source == frames.UNSPECIFIED6:
+            raise Ignored
+        if datagram.destination not in (ALL_SERVERS, offer.server):
+            raise Ignored("other_server")
+        message = parse(datagram.payload)
+        _refuse_invalid(offer, message)
+        kind, body, event = _answer(offer, datagram, message)
+    except Ignored as why:
+        return Reply((), why.event)
+    payload = bytes((kind,)) + message.transaction + body
+    if len(payload) + 48 > offer.limit:
+        return Reply((), "oversized")
+    ends = Ends(offer.server_mac, datagram.link_source, offer.server, datagram.source)
+    return Reply((frames.build_udp6(ends, PORT, CLIENT_PORT, payload),), event)
+
+
+def parse(payload: bytes) -> Message:
+    """A client's message. Ignored when it is none."""
+    if len(payload) > _LARGEST_MESSAGE:
+        raise Ignored("oversized")
+    if len(payload) < 4:
+        raise Ignored
+    kind = payload[0]
+    if kind == RELAY_FORWARD:
+        raise Ignored("ignored_relay")
+    if not (SOLICIT <= kind <= INFORMATION) or kind in (ADVERTISE, REPLY, 10):
+        raise Ignored("ignored_type")
+    options: dict[int, bytes] = {}
+    associations: list[tuple[int, bytes]] = []
+    for code, value in _options(payload, 4):
+        if code in (IA_NA, IA_TA, IA_PD):
+            if len(value) < (4 if code == IA_TA else 12):
+                raise Ignored
+            associations.append((code, value))
+        elif code not in options:
+            options[code] = value
+        elif code in (CLIENT, SERVER):
+            raise Ignored  # two identities
+    if not all(3 <= len(options[code]) <= _LARGEST_DUID for code in (CLIENT, SERVER) if code in options):
+        raise Ignored
+    wanted = options.get(WANTED, b"")
+    if len(wanted) % 2:
+        raise Ignored
+    codes = frozenset(struct.unpack(f"!{len(wanted) // 2}H", wanted))
+    return Message(kind, payload[1:4], options, tuple(associations), codes)
+
+
+def _options(data: bytes, offset: int) -> list[tuple[int, bytes]]:
+    """The options behind `offset` as (code, value)."""
+    found: list[tuple[int, bytes]] = []
+    end = len(data)
+    while offset < end:
+        if offset + 4 > end:
+            raise Ignored
+        code, length = _OPTION.unpack_from(data, offset)
+        offset += 4 + length
+        if offset > end:
+            raise Ignored
+        found.append((code, data[offset - length : offset]))
+    return found
+
+
+def _refuse_invalid(offer: Offer, message: Message) -> None:
+    """Ignore what section 16 says must be discarded."""
+    kind = message.type
+    server = message.options.get(SERVER)
+    if kind != INFORMATION and CLIENT not in message.options:
+        raise Ignored
+    if (server is None and kind in _WITH_SERVER) or (server is not None and kind in _WITHOUT_SERVER):
+        raise Ignored
+    if kind == INFORMATION and message.associations:
+        raise Ignored
+    if server is not None and server != offer.duid:
+        raise Ignored("other_server")
+
+
+def _answer(offer: Offer, datagram: Datagram, message: Message) -> tuple[int, bytes, str]:
+    """The type and the body of the answer, and the event."""
+    head = option(SERVER, offer.duid)
+    if CLIENT in message.options:
+        head += option(CLIENT, message.options[CLIENT])
+    kind = message.type
+    if datagram.destination != ALL_SERVERS:
+        # We never give a server unicast option, so nobody may come this way (section 16 and 18.3).
+        if kind not in _WITH_SERVER:
+            raise Ignored
+        return REPLY, head + _status(USE_MULTICAST), "use_multicast"
+    if kind == INFORMATION:
+        refresh = option(REFRESH, _REFRESH_SECONDS.to_bytes(4, "big")) if REFRESH in message.wanted else b""
+        return REPLY, head + refresh + _configuration(offer, message), "information"
+    if kind == CONFIRM:
+        return REPLY, head + _confirmation(offer, message), "confirm"
+    if kind in (RELEASE, DECLINE):
+        return REPLY, head + _given_back(offer, message), "release" if kind == RELEASE else "decline"
+    body = head + _leases(offer, message) + _configuration(offer, message)
+    if kind != SOLICIT:
+        return REPLY, body, "reply"
+    if RAPID_COMMIT in message.options:
+        return REPLY, body + option(RAPID_COMMIT, b""), "rapid_reply"
+    # The highest preference: there is no other server a client should wait a second for (section 18.2.1).
+    return ADVERTISE, body + option(PREFERENCE, b"\xff"), "advertise"
+
+
+def _status(code: int) -> bytes:
+    return option(STATUS, code.to_bytes(2, "big"))
+
+
+def _addresses(code: int, value: bytes) -> list[bytes]:
+    """The addresses in an IA_NA or IA_TA."""
+    found = [item for kind, item in _options(value, 4 if code == IA_TA else 12) if kind == ADDRESS]
+    if not all(len(item) >= 24 for item in found):
+        raise Ignored
+    return [item[:16] for item in found]
+
+
+def _leases(offer: Offer, message: Message) -> bytes:
+    """An answer to each IA: the guest's address for the first IA_NA, and a reason why not for any other."""
+    data = b""
+    given = False
+    for code, value in message.associations:
+        if code == IA_NA and not given:
+            given = True
+            data += _lease(offer, message, value)
+        else:
+            data += _refused(code, value, NO_PREFIX if code == IA_PD else NO_ADDRESS)
+    return data
+
+
+def _refused(code: int, value: bytes, status: int) -> bytes:
+    """An IA with nothing in it but the reason. IA_TA has no times."""
+    times = b"" if code == IA_TA else bytes(8)
+    return option(code, value[:4] + times + _status(status))
+
+
+def _lease(offer: Offer, message: Message, value: bytes) -> bytes:
+    """The one IA_NA that gets the address."""
+    foreign = [address for address in _addresses(IA_NA, value) if address != offer.address]
+    if foreign and message.type == REQUEST:
+        return _refused(IA_NA, value, NOT_ON_LINK)  # section 18.3.2
+    items = option(ADDRESS, offer.address + struct.pack("!II", offer.lifetime, offer.lifetime))
+    if message.type in (RENEW, REBIND):
+        # What the client must stop using comes back with no time left (section 18.3.4 and 18.3.5).
+        items += b"".join(option(ADDRESS, address + bytes(8)) for address in dict.fromkeys(foreign))
+    times = struct.pack("!II", *renewal_times(offer.lifetime))
+    return option(IA_NA, value[:4] + times + items)
+
+
+def renewal_times(lifetime: int) -> tuple[int, int]:
+    """T1 and T2 as RFC 8415 section 21.4 recommends them; what lasts for ever is never renewed."""
+    if lifetime == FOREVER:
+        return FOREVER, FOREVER
+    return lifetime // 2, lifetime * 4 // 5
+
+
+def _confirmation(offer: Offer, message: Message) -> bytes:
+    """Whether the client can keep all its addresses. Without any there is no answer (section 18.3.3)."""
+    addresses = [a for code, value in message.associations if code != IA_PD for a in _addresses(code, value)]
+    if not addresses:
+        raise Ignored
+    return _status(SUCCESS if all(a == offer.address for a in addresses) else NOT_ON_LINK)
+
+
+def _given_back(offer: Offer, message: Message) -> bytes:
+    """Success, and NoBinding for each IA that was never ours (sections 18.3.7 and 18.3.8)."""
+    data = _status(SUCCESS)
+    for code, value in message.associations:
+        if code != IA_NA or any(address != offer.address for address in _addresses(code, value)):
+            data += _refused(code, value, NO_BINDING)
+    return data
+
+
+def _configuration(offer: Offer, message: Message) -> bytes:
+    """The other options: those asked for, or DNS for a client that does not say what it wants."""
+    wanted = message.wanted if WANTED in message.options else (NAMESERVERS, SEARCH)
+    data = b"".join(encoded for code, encoded in offer.options.items() if code in wanted)
+    theirs = message.options.get(FQDN)
+    if theirs and offer.fqdn and FQDN in wanted and message.type in _ASSIGNING:
+        # We make no DNS updates (N), and say so when the client wished we did (O): RFC 4704, section 6.
+        data += option(FQDN, bytes((4 | (2 if theirs[0] & 1 else 0),)) + offer.fqdn)
+    return data
