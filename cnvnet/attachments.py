@@ -1,7 +1,7 @@
 """The records of what an ADD leaves behind, and the locks that make calls take turns.
 
 A record is one small file below RUNDIR/attachments, and the file is its own lock: whoever works on an
-attachment holds a flock of it. Shared objects (a bridge, a base chain) have a lock file each in RUNDIR/locks.
+attachment holds a flock of it. Shared objects (a bridge, a base chain) have lock files in RUNDIR/locks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +17,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
 from cnvnet.cni.errors import IO_FAILURE, TRY_AGAIN_LATER, CNIError
+from cnvnet.diagnostics import say
 
 RUNDIR: Final = "/run/cnvnet"
 VERSION: Final = 1
@@ -111,7 +111,7 @@ class AttachmentFiles:
         except OSError as e:
             if not optional:
                 raise _unwritable(self._records, e) from e
-            _report(f"{self._records}: {e.strerror}: going on without writing records")
+            say(f"{self._records}: {e.strerror}: going on without writing records")
             slot = _FileSlot(slot.path, key, readonly=True)
             slot.lock(wait_seconds)
         try:
@@ -128,7 +128,7 @@ class AttachmentFiles:
             try:
                 record = _parse(path, _content(path))
             except UnreadableRecord as e:
-                _report(e.msg)
+                say(e.msg)
                 continue
             if record is None:
                 _sweep(path)
@@ -371,7 +371,3 @@ def _unlink(path: str) -> None:
 
 def _unwritable(path: str, reason: OSError) -> CNIError:
     return CNIError(IO_FAILURE, f"{path} cannot be written: {reason.strerror}")
-
-
-def _report(line: str) -> None:
-    sys.stderr.write(f"cnvnet: {line}\n")

@@ -1,4 +1,4 @@
-"""cnv-bridge: ports on a Linux bridge for pods and virtual machines, a superset of the reference bridge plugin."""
+"""cnv-bridge: ports of a Linux bridge for pods and virtual machines, a superset of the reference plugin."""
 
 from __future__ import annotations
 

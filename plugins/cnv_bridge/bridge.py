@@ -1,0 +1,100 @@
+"""What all ports of a bridge share: the bridge, its gateway addresses, forwarding. Ensured, never undone."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+from cnvnet.attachments import Attachments
+from cnvnet.diagnostics import say
+from cnvnet.kernel.links import ChangeLink, CreateVeth, Link, VethPeer
+from cnvnet.kernel.stack import KernelError, Stack
+from cnvnet.plugins.cnv_bridge import plan
+from cnvnet.plugins.cnv_bridge.config import Config
+
+
+def ensure_bridge(host: Stack, attachments: Attachments, config: Config) -> Link:
+    """The bridge, up and as the configuration needs it. Raises InvalidConfig when the one there cannot serve."""
+    bridge = host.link(config.bridge)
+    if bridge is None or plan.plan_bridge(config, bridge, ""):
+        with attachments.shared(f"bridge-{config.bridge}"):
+            bridge = _make_or_adjust(host, config)
+    if config.mtu > bridge.mtu:
+        # The reference says nothing here; an error would break configurations that work with it.
+        say(f"mtu {config.mtu}: bridge {bridge.name} keeps its own of {bridge.mtu}, larger frames stay on its ports")
+    # The bridge's routes are ours to make, as in the reference.
+    apply_settings(host, [plan.Setting(f"net/ipv6/conf/{bridge.name}/accept_ra", "0")])
+    return bridge
+
+
+def ensure_gateway(
+    host: Stack,
+    attachments: Attachments,
+    config: Config,
+    bridge: Link,
+    wanted: Sequence[plan.InterfaceAddress],
+) -> Link:
+    """The link with the gateway addresses: the bridge, or for a VLAN the outer end of a veth into it."""
+    with attachments.shared(f"bridge-{config.bridge}"):
+        link = _ensure_vlan_link(host, config, bridge) if config.vlan else bridge
+        present = host.addresses(link.ifindex)
+        host.apply(*plan.plan_gateway(config, link, present, wanted, plan.local_mac(os.urandom(6))))
+    apply_settings(host, plan.forwarding(wanted))
+    return link
+
+
+def apply_settings(stack: Stack, settings: Iterable[plan.Setting]) -> None:
+    """Sets the sysctls; a kernel without IPv6 lacks some that nobody needs then."""
+    for setting in settings:
+        try:
+            stack.sysctls.set(setting.key, setting.value)
+        except OSError:
+            if setting.required:
+                raise
+
+
+def _make_or_adjust(host: Stack, config: Config) -> Link:
+    bridge = host.link(config.bridge)
+    if bridge is None:
+        try:
+            (bridge,) = host.apply(*plan.plan_bridge(config, None, plan.local_mac(os.urandom(6))))
+        except KernelError as e:
+            # Other programs make bridges too and do not know our lock.
+            bridge = host.link(config.bridge) if e.errno == errno.EEXIST else None
+            if bridge is None:
+                raise
+    host.apply(*plan.plan_bridge(config, bridge, ""))
+    return bridge
+
+
+def _ensure_vlan_link(host: Stack, config: Config, bridge: Link) -> Link:
+    """`<bridge>.<vlan>`, whose other end is a port of the bridge in that VLAN; repaired if it was left half made."""
+    name = config.gateway_link
+    link = host.link(name)
+    if link is None:
+        # The end made as the peer gets the lower ifindex, and tools take the port for the one before the gateway.
+        peer = VethPeer(free_name(host), mac=plan.host_mac(os.urandom(5)), mtu=bridge.mtu)
+        gateway = CreateVeth(name, peer, mac=plan.local_mac(os.urandom(6)), mtu=bridge.mtu, up=False)
+        (link,) = host.apply(gateway)
+    port = host.link(link.peer) if link.kind == "veth" and link.peer else None
+    if port is None:
+        raise plan.not_a_vlan_link(name)
+    if not (link.up and port.up and port.master == bridge.ifindex):
+        untagged = config._replace(trunk=None, hairpin_mode=False, port_isolation=False)
+        host.apply(
+            ChangeLink(port.ifindex, master=bridge.ifindex),
+            *plan.plan_vlans(untagged, bridge, port.ifindex),
+            ChangeLink(port.ifindex, up=True),
+            ChangeLink(link.ifindex, up=True),
+        )
+        apply_settings(host, [plan.Setting(f"net/ipv6/conf/{port.name}/accept_ra", "0")])
+    return link
+
+
+def free_name(host: Stack) -> str:
+    """A name for a port that no link of the host has."""
+    name = plan.host_name(os.urandom(4))
+    while host.link(name) is not None:
+        name = plan.host_name(os.urandom(4))
+    return name

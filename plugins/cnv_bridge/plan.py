@@ -1,0 +1,266 @@
+"""What an ADD wants of the kernel, as values: pure functions of the configuration and of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface, ip_network
+from typing import Final, NamedTuple
+
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.result import IP, Interface, Result, Route
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel.links import ChangeLink, CreateBridge, CreateVeth, Link, VethPeer
+from cnvnet.kernel.routes import MAIN_TABLE, AddRoute
+from cnvnet.kernel.routes import Route as KernelRoute
+from cnvnet.kernel.stack import Operation
+from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
+from cnvnet.plugins.cnv_bridge.config import Config
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+# The VLAN of untagged frames on a trunk whose configuration names none, as in the reference.
+_TRUNK_NATIVE: Final = 1
+_UNSET_MAC: Final = "00:00:00:00:00:00"
+# The container's place in the interfaces of the result; ips[].interface refers to it.
+_CONTAINER: Final = 2
+
+
+class Names(NamedTuple):
+    """What a port is called on both sides, chosen before anything is made so that the record can say it."""
+
+    host: str
+    host_mac: str
+    container: str
+    container_mac: str
+
+
+class Setting(NamedTuple):
+    """A sysctl to set; one that is not `required` may be missing or refused."""
+
+    key: str
+    value: str
+    required: bool = False
+
+
+def host_name(entropy: bytes) -> str:
+    """`veth` and eight hexadecimal digits: NetworkManager leaves links of such names alone."""
+    return f"veth{entropy[:4].hex()}"
+
+
+def host_mac(entropy: bytes) -> str:
+    """High, for a bridge without a MAC of its own takes the lowest of its ports, and guests would see it move."""
+    return (b"\xfe" + entropy[:5]).hex(":")
+
+
+def local_mac(entropy: bytes) -> str:
+    """A locally administered unicast MAC."""
+    return (bytes([entropy[0] & 0xFC | 0x02]) + entropy[1:6]).hex(":")
+
+
+def plan_bridge(config: Config, bridge: Link | None, mac: str) -> tuple[Operation, ...]:
+    """Makes the bridge, with a MAC that does not follow its ports, or confirms the one that is there.
+
+    A bridge that somebody made keeps its MTU and its VLAN filtering. Raises InvalidConfig when it cannot serve.
+    """
+    if bridge is None:
+        return (CreateBridge(config.bridge, mac=mac, mtu=config.mtu, vlan_filtering=config.filters_vlans),)
+    name = config.bridge
+    if bridge.kind != "bridge":
+        raise InvalidConfig(f'failed to create bridge "{name}": "{name}" already exists but is not a bridge')
+    if (config.vlan or config.trunk) and not (bridge.bridge and bridge.bridge.vlan_filtering):
+        asked = f"vlan {config.vlan}" if config.vlan else f"vlanTrunk {_text(config.trunk or ())}"
+        remedy = f"ip link set {name} type bridge vlan_filtering 1"
+        raise InvalidConfig(f"{asked}: bridge {name} does not filter VLANs ({remedy})")
+    promisc = config.promisc_mode and not bridge.promisc
+    if bridge.up and not promisc:
+        return ()
+    return (ChangeLink(bridge.ifindex, up=True, promisc=True if promisc else None),)
+
+
+def plan_veth(config: Config, names: Names, bridge: Link, netns_fd: int) -> CreateVeth:
+    """Both ends in one message. The host end is up at once where nothing is left to set on the port."""
+    return CreateVeth(
+        name=names.host,
+        mac=names.host_mac,
+        mtu=config.mtu,
+        master=bridge.ifindex,
+        up=not plan_port_settings(config, bridge, 0),
+        peer=VethPeer(names.container, mac=names.container_mac, mtu=config.mtu, netns_fd=netns_fd),
+    )
+
+
+def plan_port(config: Config, bridge: Link, ifindex: int) -> tuple[Operation, ...]:
+    """Flags and VLANs of the new port, and only then up: no frame passes in the wrong VLAN."""
+    settings = plan_port_settings(config, bridge, ifindex)
+    return (*settings, ChangeLink(ifindex, up=True)) if settings else ()
+
+
+def plan_port_settings(config: Config, bridge: Link, ifindex: int) -> tuple[Operation, ...]:
+    """What differs from the port the kernel makes; a new port has neither flag."""
+    found: list[Operation] = []
+    if config.hairpin_mode or config.port_isolation:
+        found.append(
+            ChangeLink(
+                ifindex,
+                hairpin=True if config.hairpin_mode else None,
+                isolated=True if config.port_isolation else None,
+            )
+        )
+    return (*found, *plan_vlans(config, bridge, ifindex))
+
+
+def plan_vlans(config: Config, bridge: Link, ifindex: int) -> tuple[Operation, ...]:
+    """The VLANs of a new port, which has the bridge's default one."""
+    wanted = wanted_vlans(config)
+    default = bridge.bridge.default_pvid if bridge.bridge else 0
+    found: list[Operation] = []
+    if wanted and default and not config.preserve_default_vlan:
+        found.append(DeleteVlans(ifindex, (VlanRange(default, default),)))
+    if wanted:
+        found.append(AddVlans(ifindex, wanted))
+    return tuple(found)
+
+
+def wanted_vlans(config: Config) -> tuple[VlanRange, ...]:
+    """The VLANs the configuration names: the native one first, then the tagged ones without it."""
+    native = config.vlan or (_TRUNK_NATIVE if config.trunk else 0)
+    if not native:
+        return ()
+    tagged: list[VlanRange] = []
+    for first, last in config.trunk or ():
+        # Named again without its flags the native VLAN would become a tagged one.
+        for low, high in ((first, min(last, native - 1)), (max(first, native + 1), last)):
+            if low <= high:
+                tagged.append(VlanRange(low, high))
+    return (VlanRange(native, native, pvid=True, untagged=True), *tagged)
+
+
+def container_settings(config: Config, ifname: str, result: Result) -> tuple[Setting, ...]:
+    """The sysctls of the container's end, before it gets addresses and goes up."""
+    v6, v4 = f"net/ipv6/conf/{ifname}", f"net/ipv4/conf/{ifname}"
+    found: list[Setting] = []
+    if config.enable_dad:
+        found += [Setting(f"{v6}/enhanced_dad", "1"), Setting(f"{v6}/accept_dad", "1")]
+    else:
+        found.append(Setting(f"{v6}/accept_dad", "0"))
+    found.append(Setting(f"{v4}/arp_notify", "1"))
+    if any(ip.address.version == 6 for ip in result.ips):
+        found += [
+            Setting("net/ipv6/conf/lo/disable_ipv6", "0", required=True),
+            Setting(f"{v6}/disable_ipv6", "0", required=True),
+            # Otherwise the kernel forgets the address when the link goes down for a moment.
+            Setting(f"{v6}/keep_addr_on_down", "1", required=True),
+        ]
+    return tuple(found)
+
+
+def plan_container(ifindex: int, result: Result) -> tuple[Operation, ...]:
+    """Addresses, up and routes of the container's end, to be sent together. A route's own gateway comes first."""
+    first_gateways = {ip.gateway.version: ip.gateway for ip in reversed(result.ips) if ip.gateway}
+    routes: list[Operation] = []
+    for route in result.routes:
+        wanted = KernelRoute(
+            dst=route.dst,
+            ifindex=ifindex,
+            gw=route.gw or first_gateways.get(route.dst.version),
+            table=route.table or MAIN_TABLE,
+            priority=route.priority,
+            # The reference never leaves the scope to the kernel's rule for on-link routes.
+            scope=route.scope or 0,
+            mtu=route.mtu,
+            advmss=route.advmss,
+        )
+        routes.append(AddRoute(wanted, append=True))
+    addresses = [AddAddress(ifindex, ip.address) for ip in result.ips]
+    return (*addresses, ChangeLink(ifindex, up=True), *routes)
+
+
+def with_gateways(config: Config, leased: Result) -> Result:
+    """What IPAM said, its addresses on the container's end, completed by the gateways and routes the keys ask for."""
+    ips = [ip._replace(interface=_CONTAINER) for ip in leased.ips]
+    if config.is_gateway:
+        ips = [_gateway(ip) for ip in ips]
+    routes = list(leased.routes)
+    if config.is_default_gateway:
+        for ip in ips:
+            default = ip_network("0.0.0.0/0" if ip.address.version == 4 else "::/0")
+            if not any(route.dst == default and route.gw for route in routes):
+                routes.append(Route(default, ip.gateway))
+    return leased._replace(ips=tuple(ips), routes=tuple(routes), dns=config.dns or leased.dns)
+
+
+def gateways(config: Config, result: Result) -> tuple[InterfaceAddress, ...]:
+    """The addresses of the bridge, IPv4 before IPv6."""
+    if not config.is_gateway:
+        return ()
+    found = [ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in result.ips if ip.gateway]
+    return tuple(sorted(found, key=lambda address: address.version))
+
+
+def plan_gateway(
+    config: Config, link: Link, present: Iterable[Address], wanted: Sequence[InterfaceAddress], mac: str
+) -> tuple[Operation, ...]:
+    """The wanted addresses on the gateway's link, and a MAC that stays the same whatever ports come and go.
+
+    Conflicts are those of the reference: any other IPv4 address, and an IPv6 one whose network overlaps.
+    """
+    # A bridge whose last port has gone has no MAC at all, and the kernel does not take that one back.
+    operations: list[Operation] = [ChangeLink(link.ifindex, mac=mac if link.mac == _UNSET_MAC else link.mac)]
+    there = [address.address for address in present]
+    for address in wanted:
+        if address in there:
+            continue
+        conflicts = [other for other in there if _conflict(address, other)]
+        if conflicts and not config.force_address:
+            raise InvalidConfig(_already(config, link.name, address))
+        operations += [DeleteAddress(link.ifindex, other) for other in conflicts]
+        operations.append(AddAddress(link.ifindex, address))
+        there = [other for other in there if other not in conflicts] + [address]
+    return tuple(operations)
+
+
+def not_a_vlan_link(name: str) -> InvalidConfig:
+    return InvalidConfig(f'failed to create vlan interface: "{name}" already exists but is not a veth of this host')
+
+
+def _already(config: Config, name: str, address: InterfaceAddress) -> str:
+    deed = "failed to set vlan interface for bridge with addr" if config.vlan else "failed to set bridge addr"
+    return f'{deed}: "{name}" already has an IP address different from {address}'
+
+
+def _conflict(address: InterfaceAddress, other: InterfaceAddress) -> bool:
+    if isinstance(address, IPv4Interface) or isinstance(other, IPv4Interface):
+        return address.version == other.version
+    return address.ip in other.network or other.ip in address.network
+
+
+def forwarding(wanted: Iterable[InterfaceAddress]) -> tuple[Setting, ...]:
+    """The sysctls that make the host a router for the families it is a gateway of."""
+    keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+    return tuple(Setting(keys[version], "1", required=True) for version in sorted({a.version for a in wanted}))
+
+
+def interfaces(bridge: Link, port: Link, names: Names, sandbox: str, gateway: Link | None) -> tuple[Interface, ...]:
+    """The result's interfaces. Their order is part of the reference's interface: bridge, host, container."""
+    found = (
+        Interface(bridge.name, bridge.mac, mtu=bridge.mtu),
+        Interface(port.name, port.mac, mtu=port.mtu),
+        Interface(names.container, names.container_mac, sandbox, mtu=port.mtu),
+    )
+    return (*found, Interface(gateway.name, gateway.mac, mtu=gateway.mtu)) if gateway else found
+
+
+def _gateway(ip: IP) -> IP:
+    """The address with its gateway: IPAM's, or else the first host of the network."""
+    if ip.gateway is None:
+        try:
+            return ip._replace(gateway=ip.address.network.network_address + 1)
+        except ValueError:
+            raise InvalidConfig(f"isGateway: {ip.address} has no address after it for the gateway") from None
+    if ip.gateway.version != ip.address.version:
+        raise InvalidConfig(f"isGateway: IPAM gave {ip.address} the gateway {ip.gateway} of the other family")
+    return ip
+
+
+def _text(ranges: Iterable[tuple[int, int]]) -> str:
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
