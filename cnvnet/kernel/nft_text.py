@@ -1,0 +1,89 @@
+"""Runs nft's own language: through libnftables where it is, else through the nft program.
+
+Both list the namespace's whole ruleset first, which takes 25 ms where kube-proxy keeps 20,000 chains: for
+what is loaded once, never for one call's elements.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final, Protocol, cast
+
+_LIBRARY: Final = "libnftables.so.1"
+# A runtime may start a plugin without any PATH.
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class _Library(Protocol):
+    """What is used of libnftables."""
+
+    def nft_ctx_new(self, flags: int) -> int | None: ...
+    def nft_ctx_free(self, context: int) -> None: ...
+    def nft_ctx_buffer_output(self, context: int) -> int: ...
+    def nft_ctx_buffer_error(self, context: int) -> int: ...
+    def nft_ctx_get_output_buffer(self, context: int) -> bytes | None: ...
+    def nft_ctx_get_error_buffer(self, context: int) -> bytes | None: ...
+    def nft_run_cmd_from_buffer(self, context: int, script: bytes) -> int: ...
+
+
+def run(script: str) -> str:
+    """Runs a script as one transaction in the thread's namespace and returns what it printed.
+
+    Raises OSError: ENOENT when neither libnftables nor nft is here, EINVAL with nft's own words otherwise.
+    """
+    library = _library()
+    if library is None:
+        return _run_program(script)
+    context = library.nft_ctx_new(0)
+    if not context:
+        raise OSError(errno.ENOMEM, "libnftables: no context")
+    try:
+        library.nft_ctx_buffer_output(context)
+        library.nft_ctx_buffer_error(context)
+        status = library.nft_run_cmd_from_buffer(context, script.encode())
+        said = library.nft_ctx_get_output_buffer(context) or b""
+        complaint = library.nft_ctx_get_error_buffer(context) or b""
+    finally:
+        library.nft_ctx_free(context)
+    if status != 0:
+        raise _refused(complaint.decode(errors="replace"))
+    return said.decode(errors="replace")
+
+
+def _library() -> _Library | None:
+    """libnftables with its prototypes, None where it or ctypes is missing."""
+    try:
+        import ctypes  # 2 ms
+
+        library: Any = ctypes.CDLL(_LIBRARY)
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).restype = ctypes.c_char_p
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    except (ImportError, OSError, AttributeError):
+        return None
+    return cast(_Library, library)
+
+
+def _run_program(script: str) -> str:
+    import shutil
+    import subprocess  # 10 ms
+
+    program = shutil.which("nft") or shutil.which("nft", path=_PATH)
+    if program is None:
+        raise OSError(
+            errno.ENOENT, f"neither {_LIBRARY} nor the nft program is here: install the package nftables"
+        )
+    done = subprocess.run([program, "-f", "-"], input=script.encode(), capture_output=True, check=False)
+    if done.returncode != 0:
+        raise _refused(done.stderr.decode(errors="replace"))
+    return done.stdout.decode(errors="replace")
+
+
+def _refused(complaint: str) -> OSError:
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    # nft underlines the place in two more lines; the first one says what is wrong.
+    return OSError(errno.EINVAL, f"nft: {lines[0] if lines else 'refused without a word'}")
