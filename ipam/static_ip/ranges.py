@@ -1,0 +1,135 @@
+"""The ranges of a configuration, in host-local's words and in whereabouts', as a pool.
+
+They mean here what they mean there: host-local's ranges have the first address of their subnet as gateway
+unless told otherwise, whereabouts' have none unless told. Sources: containernetworking/plugins v1.9.1
+plugins/ipam/host-local/backend/allocator, whereabouts pkg/config/config.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cnvnet.cni.conventions import runtime_config
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.fields import Address, Fields, Network, as_address, as_interface_address, as_network
+from cnvnet.ipam.pool import Pool, Range, pool
+
+# An end of a range and the key it was read from.
+_End = tuple[str, Address | None]
+
+
+def parse_pool(fields: Fields, ipam: Fields) -> Pool:
+    """What the network has to give: the capability `ipRanges` first, then the configuration's own sets."""
+    where = ipam.path("ranges")
+    host_local = ipam.each_list("ranges") or []
+    sets = [_host_local_set(each, f"{where}[{index}]") for index, each in enumerate(host_local)]
+    if ipam.text("subnet"):
+        sets.insert(0, (_host_local(ipam),))
+    excluded = list(_excluded(ipam))
+    whereabouts: list[tuple[Range, ...]] = []
+    if ipam.text("range"):
+        whereabouts.append((_whereabouts(ipam, ipam),))
+    for entry in ipam.each("ipRanges") or ():
+        whereabouts.append((_whereabouts(entry, ipam),))
+        excluded.extend(_excluded(entry))
+    capability = runtime_config(fields).each_list("ipRanges") or []
+    where = runtime_config(fields).path("ipRanges")
+    first = [_host_local_set(each, f"{where}[{index}]") for index, each in enumerate(capability)]
+    sets = [*first, *sets, *whereabouts]
+    if not sets:
+        raise InvalidConfig("no IP ranges specified", f"{ipam.path('subnet')}, ranges, range or ipRanges")
+    _ensure_apart(sets, ipam)
+    found = pool(sets, excluded)
+    for given in found.sets:
+        if not given.spans:
+            raise InvalidConfig(f"{ipam.path('exclude')}: leaves no address of {given.name}")
+    return found
+
+
+def _host_local_set(parts: list[Fields], where: str) -> tuple[Range, ...]:
+    if not parts:
+        raise InvalidConfig(f"{where}: empty range set")
+    ranges = tuple(_host_local(part) for part in parts)
+    if len({each.subnet.version for each in ranges}) > 1:
+        raise InvalidConfig(f"{where}: mixed address families")
+    for index, each in enumerate(ranges):
+        for other in ranges[index + 1 :]:
+            if each.overlaps(other):
+                raise InvalidConfig(f"{where}: subnets {each.name} and {other.name} overlap")
+    return ranges
+
+
+def _host_local(part: Fields) -> Range:
+    where = part.path("subnet")
+    written = as_interface_address(part.required("subnet"), where)
+    subnet = written.network
+    if written.ip != subnet.network_address:
+        raise InvalidConfig(f"{where}: {written} has host bits set: the network is {subnet}")
+    _ensure_roomy(subnet, where)
+    gateway = part.address("gateway") or subnet.network_address + 1
+    return _range(subnet, gateway, _end(part, "rangeStart"), _end(part, "rangeEnd"))
+
+
+def _whereabouts(entry: Fields, ipam: Fields) -> Range:
+    where = entry.path("range")
+    text = entry.required("range")
+    first, last = _end(entry, "range_start"), _end(entry, "range_end")
+    start, dash, rest = text.partition("-")
+    written = as_interface_address(rest if dash else text, where)
+    subnet = written.network
+    if dash:
+        first = _agreed(first, (where, as_address(start, where)))
+        last = _agreed(last, (where, written.ip))
+    _ensure_roomy(subnet, where)
+    gateway = ipam.address("gateway")
+    if gateway is not None and gateway.version != subnet.version:
+        gateway = None  # whereabouts has one gateway for both families; it can only be meant for its own
+    return _range(subnet, gateway, first, last)
+
+
+def _end(part: Fields, key: str) -> _End:
+    return part.path(key), part.address(key)
+
+
+def _agreed(separate: _End, together: _End) -> _End:
+    if separate[1] not in (None, together[1]):
+        raise InvalidConfig(
+            f"{separate[0]}: {separate[1]} contradicts {together[0]}, which says {together[1]}"
+        )
+    return together
+
+
+def _range(subnet: Network, gateway: Address | None, start: _End, end: _End) -> Range:
+    for where, ip in (start, end):
+        if ip is not None and ip not in subnet:
+            raise InvalidConfig(f"{where}: {ip} is not in {subnet}")
+    # The ends of an IPv4 subnet are no addresses of hosts; IPv6's first is the routers' anycast address.
+    first = start[1] or subnet.network_address + 1
+    last = end[1] or (subnet.broadcast_address - 1 if subnet.version == 4 else subnet.broadcast_address)
+    if int(last) < int(first):
+        where = end[0] if end[1] is not None else start[0]
+        raise InvalidConfig(f"{where}: the range would end at {last} before it begins at {first}")
+    return Range(subnet, first, last, gateway)
+
+
+def _ensure_roomy(subnet: Network, where: str) -> None:
+    if subnet.prefixlen > subnet.max_prefixlen - 2:
+        raise InvalidConfig(f"{where}: network {subnet} is too small to allocate from")
+
+
+def _ensure_apart(sets: list[tuple[Range, ...]], ipam: Fields) -> None:
+    for index, ranges in enumerate(sets):
+        for number, others in enumerate(sets[index + 1 :], index + 1):
+            if any(each.overlaps(other) for each in ranges for other in others):
+                raise InvalidConfig(f"{ipam.path('ranges')}: range set {index} overlaps with {number}")
+
+
+def _excluded(part: Fields) -> Iterable[tuple[Address, Address]]:
+    for index, text in enumerate(part.texts("exclude")):
+        where = f"{part.path('exclude')}[{index}]"
+        if "/" in text:
+            network = as_network(text, where)
+            yield network.network_address, network.broadcast_address
+        else:
+            ip = as_address(text, where)
+            yield ip, ip
