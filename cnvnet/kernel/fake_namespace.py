@@ -1,0 +1,486 @@
+"""A network namespace in memory: what the kernel does to links, addresses and routes, with the kernel's
+errnos.
+
+It is as exact as tests/functional/kernel/test_stack.py, which holds it against the real thing, and knows
+no timing: a link's operstate follows at once. Only duplicate address detection takes until somebody waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from typing import Final, NoReturn
+
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, scope_of
+from cnvnet.kernel.links import Bridge, ChangeLink, Link, Port
+from cnvnet.kernel.neighbours import Neighbour
+from cnvnet.kernel.routes import MAIN_TABLE, PROTOCOL_BOOT, PROTOCOL_KERNEL, SCOPE_LINK, AddRoute, Route
+from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange, expand
+
+_NO_MAC: Final = "00:00:00:00:00:00"
+_SYSCTLS: Final = {
+    "net/ipv4/ip_forward": "0",
+    "net/ipv6/conf/all/forwarding": "0",
+    "net/ipv6/conf/all/disable_ipv6": "0",
+    "net/ipv6/conf/default/disable_ipv6": "0",
+    "net/ipv4/conf/all/arp_ignore": "0",
+    "net/ipv4/conf/all/rp_filter": "0",
+}
+_SYSCTLS_OF_A_LINK: Final = {
+    "net/ipv4/conf/{}/accept_redirects": "1",
+    "net/ipv4/conf/{}/arp_announce": "0",
+    "net/ipv4/conf/{}/arp_ignore": "0",
+    "net/ipv4/conf/{}/arp_notify": "0",
+    "net/ipv4/conf/{}/forwarding": "0",
+    "net/ipv4/conf/{}/proxy_arp": "0",
+    "net/ipv4/conf/{}/route_localnet": "0",
+    "net/ipv4/conf/{}/rp_filter": "0",
+    "net/ipv4/conf/{}/send_redirects": "1",
+    "net/ipv6/conf/{}/accept_dad": "1",
+    "net/ipv6/conf/{}/accept_ra": "1",
+    "net/ipv6/conf/{}/accept_redirects": "1",
+    "net/ipv6/conf/{}/addr_gen_mode": "0",
+    "net/ipv6/conf/{}/autoconf": "1",
+    "net/ipv6/conf/{}/dad_transmits": "1",
+    "net/ipv6/conf/{}/disable_ipv6": "0",
+    "net/ipv6/conf/{}/enhanced_dad": "1",
+    "net/ipv6/conf/{}/forwarding": "0",
+    "net/ipv6/conf/{}/keep_addr_on_down": "0",
+    "net/ipv6/conf/{}/ndisc_notify": "0",
+    "net/ipv6/conf/{}/proxy_ndp": "0",
+}
+_numbers = itertools.count(1)
+
+
+class FakeLink:
+    """A link and all that belongs to it."""
+
+    def __init__(self, namespace: FakeNamespace, ifindex: int, name: str, kind: str) -> None:
+        self.namespace = namespace
+        self.ifindex = ifindex
+        self.name = name
+        self.kind = kind
+        self.mac = "0e:00:00:" + next(_numbers).to_bytes(3, "big").hex(":")
+        self.mtu = 1500
+        self.up = False
+        self.master: FakeLink | None = None
+        self.peer: FakeLink | None = None
+        self.promisc = False
+        self.group = 0
+        self.alias = ""
+        self.bridge: Bridge | None = None
+        self.port: Port | None = None
+        self.vlans: dict[int, VlanRange] = {}
+        self.mac_is_pinned = False
+        self.mtu_is_pinned = False
+
+    @property
+    def ports(self) -> list[FakeLink]:
+        return [link for link in self.namespace.links.values() if link.master is self]
+
+    @property
+    def operstate(self) -> str:
+        if not self.up:
+            return "DOWN"
+        if self.kind == "veth":
+            return "UP" if self.peer is not None and self.peer.up else "LOWERLAYERDOWN"
+        if self.kind == "bridge":
+            return "UP" if any(port.operstate == "UP" for port in self.ports) else "DOWN"
+        return "DOWN" if self.kind == "tun" else "UNKNOWN"
+
+    def shown(self) -> Link:
+        return Link(
+            ifindex=self.ifindex,
+            name=self.name,
+            kind=self.kind,
+            mac=self.mac,
+            mtu=self.mtu,
+            up=self.up,
+            operstate=self.operstate,
+            master=self.master.ifindex if self.master else 0,
+            peer=self.peer.ifindex if self.peer else 0,
+            promisc=self.promisc,
+            group=self.group,
+            alias=self.alias,
+            bridge=self.bridge,
+            port=self.port,
+        )
+
+
+class FakeNamespace:
+    """One namespace. Tests may look at `links` (by ifindex), `addresses`, `routes`, `neighbours`,
+    `sysctls`.
+    """
+
+    def __init__(self, path: str, inode: int, *, vlans: bool = True, dummies: bool = True) -> None:
+        self.path = path
+        self.inode = inode
+        self.links: dict[int, FakeLink] = {}
+        self.addresses: list[Address] = []
+        self.routes: list[Route] = []
+        self.neighbours: list[Neighbour] = []
+        self.sysctls = dict(_SYSCTLS)
+        self._knows_vlans = vlans
+        self._knows_dummies = dummies
+        self._ifindexes = itertools.count(1)
+        loopback = self.add_link("lo", "")
+        loopback.mac, loopback.mtu, loopback.up = _NO_MAC, 65536, True
+
+    # links
+
+    def by_name(self, name: str) -> FakeLink | None:
+        return next((link for link in self.links.values() if link.name == name), None)
+
+    def by_index(self, ifindex: int) -> FakeLink:
+        return self.links.get(ifindex) or refuse(errno.ENODEV)
+
+    def add_link(self, name: str, kind: str, *, mac: str = "", mtu: int = 0) -> FakeLink:
+        self.require_free(name)
+        if kind == "dummy" and not self._knows_dummies:
+            refuse(errno.EOPNOTSUPP)
+        link = FakeLink(self, next(self._ifindexes), name, kind)
+        self.links[link.ifindex] = link
+        if mac:
+            link.mac, link.mac_is_pinned = mac.lower(), True
+        if mtu:
+            link.mtu, link.mtu_is_pinned = mtu, True
+        for key, value in _SYSCTLS_OF_A_LINK.items():
+            self.sysctls[key.format(name)] = value
+        return link
+
+    def add_bridge(self, name: str, *, mac: str, mtu: int, vlan_filtering: bool) -> FakeLink:
+        if vlan_filtering and not self._knows_vlans:
+            refuse(errno.EOPNOTSUPP)
+        link = self.add_link(name, "bridge", mac=mac, mtu=mtu)
+        link.bridge = Bridge(vlan_filtering, 1 if self._knows_vlans else 0)
+        self._give_default_vlan(link, link.bridge)
+        return link
+
+    def require_free(self, name: str) -> None:
+        """Refuses a name that another link has, or none can have."""
+        if not 0 < len(name.encode()) < 16:
+            refuse(errno.ERANGE if name else errno.EINVAL)
+        if name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+            refuse(errno.EINVAL)
+        if self.by_name(name) is not None:
+            refuse(errno.EEXIST)
+
+    def change(self, wanted: ChangeLink, target: FakeNamespace | None) -> None:
+        """As the kernel orders it: down, move, MAC, MTU, group, name, alias, master, up; then the port's
+        flags.
+        """
+        link = self.by_index(wanted.ifindex)
+        if wanted.up is False:
+            link.namespace.set_down(link)
+        if target is not None:
+            self._move(link, target, wanted.name or link.name)
+        if wanted.mac:
+            link.mac, link.mac_is_pinned = wanted.mac.lower(), True
+        if wanted.mtu:
+            link.mtu, link.mtu_is_pinned = wanted.mtu, True
+        if wanted.group is not None:
+            link.group = wanted.group
+        if wanted.name is not None and wanted.name != link.name:
+            link.namespace.rename(link, wanted.name)
+        if wanted.alias is not None:
+            link.alias = wanted.alias
+        if wanted.master is not None:
+            link.namespace.set_master(link, wanted.master)
+        if wanted.promisc is not None:
+            link.promisc = wanted.promisc
+        if wanted.up:
+            link.namespace.set_up(link)
+        _set_port_flags(link, wanted)
+        if link.master is not None:
+            _follow_ports(link.master)
+
+    def delete(self, ifindex: int) -> None:
+        link = self.by_index(ifindex)
+        if link.kind == "":
+            refuse(errno.EOPNOTSUPP)
+        for gone in [link, *([link.peer] if link.peer else [])]:
+            gone.namespace.unlist(gone)
+
+    def delete_group(self, group: int) -> None:
+        if group == 0:
+            refuse(errno.EPERM)
+        members = [link.ifindex for link in self.links.values() if link.group == group]
+        if not members:
+            refuse(errno.ENODEV)
+        for ifindex in members:
+            if ifindex in self.links:  # else it went with its peer
+                self.delete(ifindex)
+
+    def unlist(self, link: FakeLink) -> None:
+        """Takes the link out of the namespace with everything that hangs on it."""
+        for port in link.ports:
+            self.set_master(port, 0)
+        if link.master is not None:
+            self.set_master(link, 0)
+        link.up = False
+        del self.links[link.ifindex]
+        self.addresses = [a for a in self.addresses if a.ifindex != link.ifindex]
+        self.routes = [r for r in self.routes if r.ifindex != link.ifindex]
+        self.neighbours = [n for n in self.neighbours if n.ifindex != link.ifindex]
+        for key in _SYSCTLS_OF_A_LINK:
+            self.sysctls.pop(key.format(link.name), None)
+
+    def rename(self, link: FakeLink, name: str) -> None:
+        self.require_free(name)
+        for key in _SYSCTLS_OF_A_LINK:
+            self.sysctls[key.format(name)] = self.sysctls.pop(key.format(link.name))
+        link.name = name
+
+    def set_up(self, link: FakeLink) -> None:
+        if link.up:
+            return
+        link.up = True
+        for address in self.addresses:
+            if address.ifindex == link.ifindex:
+                self._add_connected(address)
+
+    def set_down(self, link: FakeLink) -> None:
+        link.up = False
+        self.routes = [r for r in self.routes if r.ifindex != link.ifindex]
+        self.neighbours = [n for n in self.neighbours if n.ifindex != link.ifindex]
+        if self.sysctls.get(f"net/ipv6/conf/{link.name}/keep_addr_on_down") != "1":
+            self.addresses = [
+                a
+                for a in self.addresses
+                if a.ifindex != link.ifindex or isinstance(a.address, IPv4Interface)
+            ]
+
+    def set_master(self, link: FakeLink, ifindex: int) -> None:
+        bridge = self.links.get(ifindex) if ifindex else None
+        if link.master is not None and link.master is not bridge:
+            left, link.master, link.port = link.master, None, None
+            link.vlans.clear()
+            _follow_ports(left)
+        if not ifindex or link.master is bridge is not None:
+            return
+        if bridge is None:
+            refuse(errno.EINVAL)
+        if bridge.bridge is None:
+            refuse(errno.EOPNOTSUPP)
+        if link.kind == "bridge":
+            refuse(errno.ELOOP)
+        if link.kind == "":
+            refuse(errno.EINVAL)
+        link.master = bridge
+        link.port = Port(hairpin=False, isolated=False, learning=True)
+        self._give_default_vlan(link, bridge.bridge)
+        _follow_ports(bridge)
+
+    def _move(self, link: FakeLink, target: FakeNamespace, name: str) -> None:
+        if target is self:
+            return
+        if link.kind == "":
+            refuse(errno.EINVAL)
+        target.require_free(name)
+        self.unlist(link)
+        if link.ifindex in target.links:
+            link.ifindex = next(target._ifindexes)
+        link.namespace = target
+        link.name = name
+        link.promisc = False
+        target.links[link.ifindex] = link
+        for key, value in _SYSCTLS_OF_A_LINK.items():
+            target.sysctls[key.format(name)] = value
+
+    def _give_default_vlan(self, link: FakeLink, bridge: Bridge) -> None:
+        if bridge.default_pvid:
+            pvid = bridge.default_pvid
+            link.vlans[pvid] = VlanRange(pvid, pvid, pvid=True, untagged=True)
+
+    # addresses
+
+    def add_address(self, wanted: AddAddress) -> None:
+        link = self.by_index(wanted.ifindex)
+        if wanted.address.version == 6 and self.sysctls[f"net/ipv6/conf/{link.name}/disable_ipv6"] == "1":
+            refuse(errno.EACCES)
+        if self._address(wanted.ifindex, wanted) is not None:
+            refuse(errno.EEXIST)
+        checked = self.sysctls[f"net/ipv6/conf/{link.name}/accept_dad"] != "0" and link.kind != ""
+        address = Address(
+            ifindex=wanted.ifindex,
+            address=wanted.address,
+            scope=scope_of(wanted.address),
+            tentative=wanted.address.version == 6 and checked and not wanted.nodad,
+        )
+        self.addresses.append(address)
+        if link.up:
+            self._add_connected(address)
+
+    def delete_address(self, wanted: DeleteAddress) -> None:
+        self.by_index(wanted.ifindex)
+        found = self._address(wanted.ifindex, wanted)
+        if found is None:
+            refuse(errno.EADDRNOTAVAIL)
+        self.addresses.remove(found)
+        connected = self._connected(found)
+        if not any(self._connected(a) == connected for a in self.addresses):
+            self.routes = [r for r in self.routes if r != connected]
+
+    def finish_detection(self) -> None:
+        """Duplicate address detection is over, and there was no other."""
+        self.addresses = [a._replace(tentative=False) for a in self.addresses]
+
+    def _address(self, ifindex: int, wanted: AddAddress | DeleteAddress) -> Address | None:
+        # One IPv6 address has one prefix length; an IPv4 address may come with several.
+        whole = wanted.address.version == 4
+        for address in self.addresses:
+            same = address.address == wanted.address if whole else address.address.ip == wanted.address.ip
+            if same and address.ifindex == ifindex:
+                return address
+        return None
+
+    def _connected(self, address: Address) -> Route:
+        ipv4 = address.address.version == 4
+        return Route(
+            dst=address.address.network,
+            ifindex=address.ifindex,
+            priority=0 if ipv4 else 256,
+            scope=SCOPE_LINK if ipv4 else 0,
+            protocol=PROTOCOL_KERNEL,
+        )
+
+    def _add_connected(self, address: Address) -> None:
+        route = self._connected(address)
+        loopback = self.links[address.ifindex].kind == ""
+        if (route.dst.version == 4 and route.dst.prefixlen == 32) or loopback or route in self.routes:
+            return
+        self.routes.append(route)
+
+    # routes
+
+    def add_route(self, wanted: AddRoute) -> None:
+        asked = wanted.route
+        if asked.ifindex:
+            if not self.by_index(asked.ifindex).up:
+                refuse(errno.ENETDOWN)
+        elif asked.gw is None:
+            refuse(errno.ENODEV)
+        ifindex = self._next_hop(asked)
+        ipv4 = asked.dst.version == 4
+        scope = (asked.scope if asked.scope is not None else 0 if asked.gw else SCOPE_LINK) if ipv4 else 0
+        route = asked._replace(
+            ifindex=ifindex,
+            priority=asked.priority or (0 if ipv4 else 1024),
+            scope=scope,
+            protocol=asked.protocol or PROTOCOL_BOOT,
+        )
+        rivals = [r for r in self.routes if _destination(r) == _destination(route)]
+        if rivals and (not wanted.append or any(_hop(r) == _hop(route) for r in rivals)):
+            refuse(errno.EEXIST)
+        # IPv4 uses the last one added first.
+        self.routes.insert(self.routes.index(rivals[0]) if rivals and ipv4 else len(self.routes), route)
+
+    def delete_route(self, asked: Route) -> None:
+        for route in self.routes:
+            if (
+                (route.dst, route.table) == (asked.dst, asked.table)
+                and asked.ifindex in (0, route.ifindex)
+                and asked.gw in (None, route.gw)
+                and asked.priority in (0, route.priority)
+                and asked.protocol in (0, route.protocol)
+                and (asked.scope in (None, route.scope) or asked.dst.version == 6)
+            ):
+                self.routes.remove(route)
+                return
+        refuse(errno.ESRCH)
+
+    def _next_hop(self, route: Route) -> int:
+        """The link the route leaves by; refuses a gateway that is not reachable directly."""
+        gw = route.gw
+        if gw is None or route.onlink:
+            return route.ifindex
+        if isinstance(gw, IPv6Address) and gw.is_link_local:
+            return route.ifindex or refuse(errno.EINVAL)
+        if any(address.address.ip == gw for address in self.addresses):
+            refuse(errno.EINVAL)
+        for known in self.routes:
+            fits = known.gw is None and known.table == MAIN_TABLE and route.ifindex in (0, known.ifindex)
+            if fits and known.dst.version == gw.version and gw in known.dst:
+                return known.ifindex
+        return refuse(errno.ENETUNREACH if isinstance(gw, IPv4Address) else errno.EHOSTUNREACH)
+
+    # neighbours and VLANs
+
+    def add_neighbour(self, wanted: Neighbour) -> None:
+        if not self.by_index(wanted.ifindex).up:
+            refuse(errno.ENETDOWN)
+        self._forget(wanted)
+        self.neighbours.append(wanted._replace(mac=wanted.mac.lower()))
+
+    def delete_neighbour(self, wanted: Neighbour) -> None:
+        self.by_index(wanted.ifindex)
+        if not self._forget(wanted):
+            refuse(errno.ENOENT)
+
+    def _forget(self, wanted: Neighbour) -> bool:
+        key = (wanted.ifindex, wanted.address, wanted.proxy)
+        kept = [n for n in self.neighbours if (n.ifindex, n.address, n.proxy) != key]
+        found = len(kept) < len(self.neighbours)
+        self.neighbours = kept
+        return found
+
+    def change_vlans(self, wanted: AddVlans | DeleteVlans) -> None:
+        link = self.by_index(wanted.ifindex)
+        if not self._knows_vlans or (link.bridge if wanted.on_bridge else link.port) is None:
+            refuse(errno.EOPNOTSUPP)
+        for one in wanted.ranges:
+            valid = 1 <= one.first <= one.last <= 4094
+            if not valid or (one.pvid and one.first != one.last):
+                refuse(errno.EINVAL)
+        for one in wanted.ranges:
+            for vid in expand((one,)):
+                if isinstance(wanted, DeleteVlans):
+                    link.vlans.pop(vid, None)
+                    continue
+                if one.pvid:
+                    link.vlans = {v: r._replace(pvid=False) for v, r in link.vlans.items()}
+                link.vlans[vid] = VlanRange(vid, vid, pvid=one.pvid, untagged=one.untagged)
+
+    def shown_vlans(self, ifindex: int) -> list[VlanRange]:
+        link = self.links.get(ifindex)
+        shown: list[VlanRange] = []
+        for vid, one in sorted(link.vlans.items()) if link else ():
+            last = shown[-1] if shown else None
+            if last and last.last == vid - 1 and last[2:] == one[2:] and not one.pvid:
+                shown[-1] = last._replace(last=vid)
+            else:
+                shown.append(one)
+        return shown
+
+
+def refuse(number: int) -> NoReturn:
+    """What the kernel says to a bad request."""
+    raise OSError(number, "")
+
+
+def _destination(route: Route) -> tuple[object, ...]:
+    return route.dst, route.table, route.priority
+
+
+def _hop(route: Route) -> tuple[object, ...]:
+    return route.ifindex, route.gw, route.scope
+
+
+def _set_port_flags(link: FakeLink, wanted: ChangeLink) -> None:
+    flags = {"hairpin": wanted.hairpin, "isolated": wanted.isolated, "learning": wanted.learning}
+    asked = {name: flag for name, flag in flags.items() if flag is not None}
+    if not asked:
+        return
+    if link.port is None:
+        refuse(errno.EOPNOTSUPP)
+    link.port = link.port._replace(**asked)
+
+
+def _follow_ports(bridge: FakeLink) -> None:
+    """A bridge takes the lowest MAC and the smallest MTU of its ports unless it was given its own."""
+    ports = bridge.ports
+    if not bridge.mac_is_pinned:
+        bridge.mac = min((port.mac for port in ports), default=_NO_MAC)
+    if not bridge.mtu_is_pinned:
+        bridge.mtu = min((port.mtu for port in ports), default=1500)
