@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,11 +155,13 @@ class Node(Sandbox):
         args: str = "",
         cni_path: str | None = None,
         env: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
         timeout: float = 60,
     ) -> Outcome:
         """One call of an executable (an absolute path, one of ours, or a peer) as a runtime makes it.
 
-        `env` overrides variables; a value of "\\0" removes one.
+        `env` overrides variables; a value of "\\0" removes one. `within` is a command that runs the
+        executable, given as its last argument, in circumstances of its own, such as `prlimit --nofile=20`.
         """
         path = program if "/" in program else _resolve(program)
         stdin = config if isinstance(config, bytes) else _text(config).encode()
@@ -174,7 +176,7 @@ class Node(Sandbox):
         environment.update(env or {})
         environment = {key: value for key, value in environment.items() if value != "\0"}
         done = subprocess.run(
-            ["nsenter", f"--net={self.netns}", path],
+            ["nsenter", f"--net={self.netns}", *within, path],
             input=stdin,
             env=environment,
             capture_output=True,
