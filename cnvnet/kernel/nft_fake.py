@@ -1,0 +1,185 @@
+"""nftables in memory: the conduct of the real one as far as this project uses it, for tests without root."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Final
+
+from cnvnet.kernel.nfnetlink import FAMILIES
+from cnvnet.kernel.nft import (
+    Chain,
+    Element,
+    NftError,
+    Rule,
+    encode,
+    explained,
+    is_newer,
+    render,
+    render_load,
+)
+
+_OPENING: Final = re.compile(r"(set|map|counter|chain)\s+(\S+)\s*\{(.*)")
+
+
+class FakeTable:
+    """A table: the rules of its chains, and the elements of its sets by their keys in the kernel."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, list[Rule]] = {}
+        self.sets: dict[str, dict[tuple[bytes, bytes], Element]] = {}
+
+
+class FakeNft:
+    """An Nft whose tables are Python objects; `tables` is there to be looked at."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[str, str], FakeTable] = {}
+        self._handle = 0
+
+    def ensure(self, family: str, table: str, version: str, text: str) -> None:
+        chain = self.chain(family, table, version)
+        if chain is not None and chain.use > 0:
+            return
+        old = list(self.tables.setdefault((family, table), FakeTable()).chains)
+        if not any(is_newer(name, version) for name in old):
+            self.run(render_load(family, table, text, old))
+
+    def change(self, *, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> None:
+        for element in add:
+            if self._set(element) is None:
+                raise explained(errno.ENOENT, f"set {element.family} {element.table} {element.set}")
+        for element in delete:
+            (self._set(element) or {}).pop(encode(element), None)
+        for element in add:
+            found = self._set(element)
+            assert found is not None
+            found[encode(element)] = element
+
+    def missing(self, elements: Sequence[Element]) -> list[Element]:
+        return [element for element in elements if encode(element) not in (self._set(element) or {})]
+
+    def chain(self, family: str, table: str, name: str) -> Chain | None:
+        found = self.tables.get((family, table), FakeTable())
+        if name not in found.chains:
+            return None
+        jumps = [rule for rules in found.chains.values() for rule in rules if rule.target == name]
+        return Chain(name, len(found.chains[name]) + len(jumps))
+
+    def rules(self, family: str, table: str, chain: str) -> list[Rule]:
+        return list(self.tables.get((family, table), FakeTable()).chains.get(chain, ()))
+
+    def run(self, text: str) -> str:
+        before = deepcopy(self.tables)
+        lines = iter(line.strip() for line in text.splitlines())
+        try:
+            for line in lines:
+                if line.startswith("table "):
+                    _, family, table, _ = line.split()
+                    self._block(self.tables.setdefault((family, table), FakeTable()), lines)
+                elif line and not line.startswith("#"):
+                    self._command(line)
+        except NftError:
+            self.tables = before
+            raise
+        return ""
+
+    def elements(self) -> list[str]:
+        """Every element there is, as nft would add it."""
+        return [
+            render(add=[element]).strip()
+            for table in self.tables.values()
+            for found in table.sets.values()
+            for element in found.values()
+        ]
+
+    def _set(self, element: Element) -> dict[tuple[bytes, bytes], Element] | None:
+        table = self.tables.get((element.family, element.table), FakeTable())
+        return table.sets.get(element.set)
+
+    def _block(self, table: FakeTable, lines: Iterator[str]) -> None:
+        for line in lines:
+            if line == "}":
+                return
+            opening = _OPENING.fullmatch(line)
+            if opening is None:
+                continue
+            kind, name, rest = opening.groups()
+            if kind in ("set", "map"):
+                table.sets.setdefault(name, {})
+            inside = [] if rest.endswith("}") else _until_closed(lines)
+            if kind == "chain":
+                rules = table.chains.setdefault(name, [])
+                rules += [self._rule(rule) for rule in inside if not rule.startswith("type ")]
+
+    def _command(self, line: str) -> None:
+        match line.split(maxsplit=5):
+            case ["flush", "ruleset"]:
+                self.tables.clear()
+            case ["add", "table", family, table]:
+                self.tables.setdefault((family, table), FakeTable())
+            case ["delete", "table", family, table]:
+                self._table(family, table)
+                del self.tables[family, table]
+            case ["flush", "table", family, table]:
+                for rules in self._table(family, table).chains.values():
+                    rules.clear()
+            case ["add", "chain", family, table, name, *_]:
+                self._table(family, table).chains.setdefault(name, [])
+            case ["flush", "chain", family, table, name]:
+                self._rules(family, table, name).clear()
+            case ["delete", "chain", family, table, name]:
+                self._delete_chain(family, table, name)
+            case ["add", "rule", family, table, name, rule]:
+                self._rules(family, table, name).append(self._rule(rule))
+            case ["delete", "rule", family, table, name, rule]:
+                self._delete_rule(self._rules(family, table, name), rule)
+            case _:
+                raise NftError(errno.EINVAL, f"nft: Error: {line}")
+
+    def _delete_chain(self, family: str, table: str, name: str) -> None:
+        found = self.chain(family, table, name)
+        if found is None:
+            raise NftError(errno.EINVAL, f"nft: Error: no chain {name}")
+        if found.use:
+            raise NftError(errno.EINVAL, f"nft: Error: chain {name} is in use")
+        del self._table(family, table).chains[name]
+
+    def _delete_rule(self, rules: list[Rule], which: str) -> None:
+        found = [rule for rule in rules if which == f"handle {rule.handle}"]
+        if not found:
+            raise NftError(errno.EINVAL, f"nft: Error: no rule with {which}")
+        rules.remove(found[0])
+
+    def _table(self, family: str, table: str) -> FakeTable:
+        if family not in FAMILIES or (family, table) not in self.tables:
+            raise NftError(errno.EINVAL, f"nft: Error: no table {family} {table}")
+        return self.tables[family, table]
+
+    def _rules(self, family: str, table: str, chain: str) -> list[Rule]:
+        found = self._table(family, table).chains
+        if chain not in found:
+            raise NftError(errno.EINVAL, f"nft: Error: no chain {chain}")
+        return found[chain]
+
+    def _rule(self, text: str) -> Rule:
+        self._handle += 1
+        words = shlex.split(text)
+        return Rule(self._handle, _after(words, "comment"), _after(words, "jump") or _after(words, "goto"))
+
+
+def _until_closed(lines: Iterator[str]) -> list[str]:
+    inside: list[str] = []
+    for line in lines:
+        if line == "}":
+            break
+        if line and not line.startswith("#"):
+            inside.append(line)
+    return inside
+
+
+def _after(words: Sequence[str], word: str) -> str:
+    return words[words.index(word) + 1] if word in words[:-1] else ""

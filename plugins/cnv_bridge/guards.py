@@ -1,0 +1,257 @@
+"""What a port of the bridge may say: the constant table `bridge cnv_bridge`, and a port's elements in its
+sets.
+
+Pure. The chain is the same for any number of ports, and a frame costs a few look-ups. Elements go by the
+name of the port, so they can be there before the port is: no frame ever passes unguarded. A frame with one
+VLAN tag is treated as one without, because the kernel has put the tag aside when the chain sees it.
+
+Every drop is counted by its reason (`nft list counters table bridge cnv_bridge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+from typing import Final, NamedTuple
+
+from cnvnet.kernel.nft import Element, Nft
+
+FAMILY: Final = "bridge"
+TABLE: Final = "cnv_bridge"
+VERSION: Final = "guard_v1"
+
+# Rules that may be changed only together with VERSION. Sets and their types stay what they are: programs of
+# two versions share them on one node.
+#
+# Of nft 1.0.6: where a rule names a header field alone, nft adds a look at the Ethernet header's type, which
+# still holds the tag of a tagged frame. So all protocols are told apart by `meta`, and header fields are raw
+# (@th is the transport header, found behind all IPv6 extension headers) where nft would add that look. It
+# also has no name for the target of an NA, and cannot list a set of raw fields after `meta protocol`: that
+# is why chains are many.
+TEXT: Final = """\
+table bridge cnv_bridge {
+	counter spoofed_mac { packets 0 bytes 0; }
+	counter spoofed_rarp { packets 0 bytes 0; }
+	counter spoofed_arp { packets 0 bytes 0; }
+	counter spoofed_ipv4 { packets 0 bytes 0; }
+	counter spoofed_ipv6 { packets 0 bytes 0; }
+	counter spoofed_nd { packets 0 bytes 0; }
+	counter fragmented_nd { packets 0 bytes 0; }
+	counter stacked_tags { packets 0 bytes 0; }
+	counter snap { packets 0 bytes 0; }
+	counter malformed { packets 0 bytes 0; }
+	counter dhcp_server { packets 0 bytes 0; }
+	counter router { packets 0 bytes 0; }
+	counter passed_other { packets 0 bytes 0; }
+
+	# Who is guarded: by macspoofchk, ipspoofchk, dhcpGuard, raGuard; and by any of the last three.
+	set mac_ports { type ifname; }
+	set ip_ports { type ifname; }
+	set dhcp_ports { type ifname; }
+	set ra_ports { type ifname; }
+	set inspected_ports { type ifname; }
+
+	# What each port may call itself, once more for the places where nft sees raw bytes.
+	set macs { type ifname . ether_addr; }
+	set ipv4 { type ifname . ipv4_addr; }
+	set ipv6 { type ifname . ipv6_addr; }
+	set raw_macs { typeof meta iifname . @nh,64,48; }
+	set raw_ipv6 { typeof meta iifname . @th,64,128; }
+
+	chain guard_v1 {
+		type filter hook prerouting priority -310; policy accept;
+		iifname @mac_ports jump mac_source
+		iifname @inspected_ports jump inspect
+	}
+
+	# Frames to 01:80:c2:00:00:0X take this way instead, and the bridge learns their source, too.
+	chain guard_local {
+		type filter hook input priority -310; policy accept;
+		iifname @mac_ports iifname . ether saddr != @macs counter name spoofed_mac drop
+	}
+
+	chain mac_source {
+		iifname . ether saddr != @macs counter name spoofed_mac drop
+		meta protocol 0x8035 goto rarp_source
+	}
+
+	chain rarp_source {
+		iifname . ether saddr != @macs counter name spoofed_rarp drop
+		iifname . @nh,64,48 @raw_macs iifname . @nh,144,48 @raw_macs return
+		counter name spoofed_rarp drop
+	}
+
+	# Stacked tags and SNAP hide from us what a receiver may find in them (CVE-2021-27853, CVE-2021-27854).
+	chain inspect {
+		meta protocol { 0x8100, 0x88a8, 0x9100, 0x9200, 0x9300 } counter name stacked_tags drop
+		meta protocol 0x0004 @nh,0,16 0xaaaa counter name snap drop
+		meta protocol vmap { arp : goto arp_frame, 0x8035 : goto rarp_source }
+		meta protocol vmap { ip : goto ipv4_packet, ip6 : goto ipv6_packet }
+		counter name passed_other
+	}
+
+	chain arp_frame {
+		iifname != @ip_ports accept
+		meta protocol arp arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 goto arp_source
+		counter name spoofed_arp drop
+	}
+
+	# A probe (RFC 5227) claims nothing: its sender address is 0.0.0.0.
+	chain arp_source {
+		meta protocol arp iifname . arp saddr ether != @macs counter name spoofed_arp drop
+		meta protocol arp arp operation { request, reply } iifname . arp saddr ip @ipv4 accept
+		meta protocol arp arp operation request arp saddr ip 0.0.0.0 accept
+		counter name spoofed_arp drop
+	}
+
+	chain ipv4_packet {
+		iifname @ip_ports jump ipv4_source
+		meta l4proto udp iifname @dhcp_ports jump dhcp_server
+		meta l4proto icmp iifname @ra_ports @th,0,8 { 5, 9 } counter name router drop
+		meta l4proto != 255 accept
+		counter name malformed drop
+	}
+
+	# Without an address one may ask for one, and report groups (RFC 3376, 4.2.13).
+	chain ipv4_source {
+		iifname . ip saddr @ipv4 return
+		meta protocol ip ip saddr 0.0.0.0 meta l4proto udp udp sport 68 udp dport 67 return
+		meta protocol ip ip saddr 0.0.0.0 meta l4proto igmp return
+		counter name spoofed_ipv4 drop
+	}
+
+	# Clients take an answer from any source port.
+	chain dhcp_server {
+		udp sport { 67, 547 } counter name dhcp_server drop
+		udp dport { 68, 546 } counter name dhcp_server drop
+	}
+
+	chain ipv6_packet {
+		meta protocol ip6 exthdr frag exists jump ipv6_fragment
+		iifname @ip_ports jump ipv6_source
+		meta l4proto udp iifname @dhcp_ports jump dhcp_server
+		meta l4proto ipv6-icmp iifname @ra_ports @th,0,8 { 134, 137 } counter name router drop
+		meta l4proto ipv6-icmp iifname @ip_ports goto neighbour
+		meta l4proto != 255 accept
+		counter name malformed drop
+	}
+
+	# ND is never fragmented (RFC 6980), and a first fragment holds all headers (RFC 7112): else they are
+	# hidden.
+	chain ipv6_fragment {
+		meta l4proto ipv6-icmp @th,0,8 133-137 counter name fragmented_nd drop
+		meta l4proto != 255 return
+		counter name fragmented_nd drop
+	}
+
+	# From :: only DAD, RS, and MLD come (RFC 4862, RFC 4861, RFC 3590).
+	chain ipv6_source {
+		iifname . ip6 saddr @ipv6 return
+		meta protocol ip6 ip6 saddr :: meta l4proto ipv6-icmp @th,0,8 { 131, 132, 133, 135, 143 } return
+		counter name spoofed_ipv6 drop
+	}
+
+	chain neighbour {
+		@th,0,8 vmap { 133 : goto router_solicitation, 135 : goto solicitation, 136 : goto advertisement }
+	}
+
+	# DAD for somebody else's address would keep it from him.
+	chain solicitation {
+		meta protocol ip6 ip6 saddr != :: goto neighbour_options
+		iifname . @th,64,128 @raw_ipv6 accept
+		counter name spoofed_nd drop
+	}
+
+	chain advertisement {
+		iifname . @th,64,128 @raw_ipv6 goto neighbour_options
+		counter name spoofed_nd drop
+	}
+
+	# No honest guest sends more than one option, of eight bytes; if it is a link-layer address, its own.
+	chain neighbour_options {
+		@th,256,8 0-255 counter name spoofed_nd drop
+		@th,192,16 { 0x0101, 0x0201 } iifname . @th,208,48 @raw_macs accept
+		@th,192,8 { 1, 2 } counter name spoofed_nd drop
+	}
+
+	chain router_solicitation {
+		@th,128,8 0-255 counter name spoofed_nd drop
+		@th,64,16 0x0101 iifname . @th,80,48 @raw_macs accept
+		@th,64,8 1 counter name spoofed_nd drop
+	}
+}
+"""
+
+
+class Guards(NamedTuple):
+    """Which of the guards a port has."""
+
+    macspoofchk: bool = False
+    ipspoofchk: bool = False
+    dhcp_guard: bool = False
+    ra_guard: bool = False
+
+
+def ensure(nft: Nft) -> None:
+    """The table is loaded; to be called before elements are added. Raises NftError."""
+    nft.ensure(FAMILY, TABLE, VERSION, TEXT)
+
+
+def loaded(nft: Nft) -> bool:
+    """Whether the table does its work; elements alone do not, and `nft flush table` leaves them."""
+    chain = nft.chain(FAMILY, TABLE, VERSION)
+    return chain is not None and chain.use > 0
+
+
+def elements(
+    ifname: str, mac: str, addresses: Sequence[IPv4Interface | IPv6Interface], guards: Guards
+) -> list[Element]:
+    """What the sets hold for a port: its name on the host, the MAC and the addresses of the guest."""
+    inspected = guards.ipspoofchk or guards.dhcp_guard or guards.ra_guard
+    found = [
+        _element(of, ("ifname",), ifname)
+        for of, wanted in (
+            ("mac_ports", guards.macspoofchk),
+            ("ip_ports", guards.ipspoofchk),
+            ("dhcp_ports", guards.dhcp_guard),
+            ("ra_ports", guards.ra_guard),
+            ("inspected_ports", inspected),
+        )
+        if wanted
+    ]
+    # RARP is looked at on every inspected port.
+    if guards.macspoofchk or inspected:
+        found.append(_element("macs", ("ifname", "ether_addr"), ifname, mac.lower()))
+        found.append(
+            _element("raw_macs", ("ifname", "integer48"), ifname, f"0x{mac.lower().replace(':', '')}")
+        )
+    if guards.ipspoofchk:
+        found += _of_addresses(ifname, mac, addresses)
+    return found
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The address a guest forms from its MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
+
+
+def _of_addresses(
+    ifname: str, mac: str, addresses: Sequence[IPv4Interface | IPv6Interface]
+) -> list[Element]:
+    found: list[Element] = []
+    ipv6 = [link_local(mac)]
+    for interface in addresses:
+        if isinstance(interface, IPv4Interface):
+            found.append(_element("ipv4", ("ifname", "ipv4_addr"), ifname, str(interface.ip)))
+        else:
+            ipv6.append(interface.ip)
+    for address in dict.fromkeys(ipv6):
+        found.append(_element("ipv6", ("ifname", "ipv6_addr"), ifname, str(address)))
+        found.append(_element("raw_ipv6", ("ifname", "integer128"), ifname, f"0x{int(address):032x}"))
+    return found
+
+
+def _element(of: str, types: tuple[str, ...], *key: str) -> Element:
+    return Element(FAMILY, TABLE, of, types, key)
