@@ -1,0 +1,1 @@
+"""What scripts/bench measures: our executables beside the reference plugins, interleaved, in one run."""
