@@ -31,8 +31,8 @@ class Attempts:
 class Undo:
     """What an ADD has done so far: undone, the last deed first, if the block is left by an exception.
 
-    An undo that fails is reported and does not replace the exception. `finally_` runs last of all, and only when
-    every undo has worked: what a record knows must be kept as long as any of it is there.
+    An undo that fails is reported and does not replace the exception. `finally_` runs last of all, and only
+    when every undo has worked: what a record knows must be kept as long as any of it is there.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Undo:
         self._attempts = Attempts()
 
     def push(self, what: str, deed: Callable[[*Args], object], *args: *Args) -> None:
-        self._stack.callback(self._attempts.attempt, what, deed, *args)
+        self._stack.callback(lambda: self._attempts.attempt(what, deed, *args))
 
     def finally_(self, what: str, deed: Callable[[], object]) -> None:
         """To be pushed first."""
@@ -52,7 +52,7 @@ class Undo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A thread that is stuck in a foreign namespace must not touch anything: the record tells the next call.
+        # A thread stuck in a foreign namespace must not touch anything: the record tells the next call.
         if kind is None or issubclass(kind, LostNamespace):
             self._stack.pop_all()
         else:

@@ -15,14 +15,14 @@ from cnvnet.plugins.cnv_bridge.config import Config
 
 
 def ensure_bridge(host: Stack, attachments: Attachments, config: Config) -> Link:
-    """The bridge, up and as the configuration needs it. Raises InvalidConfig when the one there cannot serve."""
+    """The bridge, up and as the configuration needs it; InvalidConfig when the one there cannot serve."""
     bridge = host.link(config.bridge)
     if bridge is None or plan.plan_bridge(config, bridge, ""):
         with attachments.shared(f"bridge-{config.bridge}"):
             bridge = _make_or_adjust(host, config)
     if config.mtu > bridge.mtu:
         # The reference says nothing here; an error would break configurations that work with it.
-        say(f"mtu {config.mtu}: bridge {bridge.name} keeps its own of {bridge.mtu}, larger frames stay on its ports")
+        say(f"mtu {config.mtu}: bridge {bridge.name} keeps {bridge.mtu}, larger frames reach its ports only")
     # The bridge's routes are ours to make, as in the reference.
     apply_settings(host, [plan.Setting(f"net/ipv6/conf/{bridge.name}/accept_ra", "0")])
     return bridge
@@ -69,11 +69,11 @@ def _make_or_adjust(host: Stack, config: Config) -> Link:
 
 
 def _ensure_vlan_link(host: Stack, config: Config, bridge: Link) -> Link:
-    """`<bridge>.<vlan>`, whose other end is a port of the bridge in that VLAN; repaired if it was left half made."""
+    """`<bridge>.<vlan>`, whose other end is a port of the bridge in that VLAN; repaired if half made."""
     name = config.gateway_link
     link = host.link(name)
     if link is None:
-        # The end made as the peer gets the lower ifindex, and tools take the port for the one before the gateway.
+        # The peer gets the lower ifindex, and as with the reference the port is the link before the gateway.
         peer = VethPeer(free_name(host), mac=plan.host_mac(os.urandom(5)), mtu=bridge.mtu)
         gateway = CreateVeth(name, peer, mac=plan.local_mac(os.urandom(6)), mtu=bridge.mtu, up=False)
         (link,) = host.apply(gateway)

@@ -48,7 +48,7 @@ def host_name(entropy: bytes) -> str:
 
 
 def host_mac(entropy: bytes) -> str:
-    """High, for a bridge without a MAC of its own takes the lowest of its ports, and guests would see it move."""
+    """High: a bridge without a MAC of its own takes the lowest of its ports, and guests would see it move."""
     return (b"\xfe" + entropy[:5]).hex(":")
 
 
@@ -60,7 +60,7 @@ def local_mac(entropy: bytes) -> str:
 def plan_bridge(config: Config, bridge: Link | None, mac: str) -> tuple[Operation, ...]:
     """Makes the bridge, with a MAC that does not follow its ports, or confirms the one that is there.
 
-    A bridge that somebody made keeps its MTU and its VLAN filtering. Raises InvalidConfig when it cannot serve.
+    A bridge that somebody made keeps its MTU and its VLAN filtering; InvalidConfig when it cannot serve.
     """
     if bridge is None:
         return (CreateBridge(config.bridge, mac=mac, mtu=config.mtu, vlan_filtering=config.filters_vlans),)
@@ -155,7 +155,7 @@ def container_settings(config: Config, ifname: str, result: Result) -> tuple[Set
 
 
 def plan_container(ifindex: int, result: Result) -> tuple[Operation, ...]:
-    """Addresses, up and routes of the container's end, to be sent together. A route's own gateway comes first."""
+    """Addresses, up and routes of the container's end. A route's own gateway beats that of the addresses."""
     first_gateways = {ip.gateway.version: ip.gateway for ip in reversed(result.ips) if ip.gateway}
     routes: list[Operation] = []
     for route in result.routes:
@@ -176,7 +176,7 @@ def plan_container(ifindex: int, result: Result) -> tuple[Operation, ...]:
 
 
 def with_gateways(config: Config, leased: Result) -> Result:
-    """What IPAM said, its addresses on the container's end, completed by the gateways and routes the keys ask for."""
+    """What IPAM said, on the container's end, completed by the gateways and routes the keys ask for."""
     ips = [ip._replace(interface=_CONTAINER) for ip in leased.ips]
     if config.is_gateway:
         ips = [_gateway(ip) for ip in ips]
@@ -220,11 +220,15 @@ def plan_gateway(
 
 
 def not_a_vlan_link(name: str) -> InvalidConfig:
-    return InvalidConfig(f'failed to create vlan interface: "{name}" already exists but is not a veth of this host')
+    return InvalidConfig(
+        f'failed to create vlan interface: "{name}" already exists but is not a veth of this host'
+    )
 
 
 def _already(config: Config, name: str, address: InterfaceAddress) -> str:
-    deed = "failed to set vlan interface for bridge with addr" if config.vlan else "failed to set bridge addr"
+    deed = (
+        "failed to set vlan interface for bridge with addr" if config.vlan else "failed to set bridge addr"
+    )
     return f'{deed}: "{name}" already has an IP address different from {address}'
 
 
@@ -237,10 +241,14 @@ def _conflict(address: InterfaceAddress, other: InterfaceAddress) -> bool:
 def forwarding(wanted: Iterable[InterfaceAddress]) -> tuple[Setting, ...]:
     """The sysctls that make the host a router for the families it is a gateway of."""
     keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-    return tuple(Setting(keys[version], "1", required=True) for version in sorted({a.version for a in wanted}))
+    return tuple(
+        Setting(keys[version], "1", required=True) for version in sorted({a.version for a in wanted})
+    )
 
 
-def interfaces(bridge: Link, port: Link, names: Names, sandbox: str, gateway: Link | None) -> tuple[Interface, ...]:
+def interfaces(
+    bridge: Link, port: Link, names: Names, sandbox: str, gateway: Link | None
+) -> tuple[Interface, ...]:
     """The result's interfaces. Their order is part of the reference's interface: bridge, host, container."""
     found = (
         Interface(bridge.name, bridge.mac, mtu=bridge.mtu),
@@ -258,7 +266,9 @@ def _gateway(ip: IP) -> IP:
         except ValueError:
             raise InvalidConfig(f"isGateway: {ip.address} has no address after it for the gateway") from None
     if ip.gateway.version != ip.address.version:
-        raise InvalidConfig(f"isGateway: IPAM gave {ip.address} the gateway {ip.gateway} of the other family")
+        raise InvalidConfig(
+            f"isGateway: IPAM gave {ip.address} the gateway {ip.gateway} of the other family"
+        )
     return ip
 
 

@@ -16,7 +16,7 @@ from cnvnet.plugins.cnv_bridge import plan
 from cnvnet.plugins.cnv_bridge.bridge import apply_settings, free_name
 from cnvnet.plugins.cnv_bridge.config import Config
 
-# The reference looks after 0, 50, 500, 1000 and 1000 ms (bridge.go), and waits 5 s for addresses (ipam_linux.go).
+# The reference looks after 0, 50, 500, 1000 and 1000 ms (bridge.go), for addresses 5 s long (ipam_linux.go).
 _PORT_SECONDS: Final = 2.55
 _ADDRESS_SECONDS: Final = 5
 # Names of vishvananda/netlink, which the reference's message shows.
@@ -57,7 +57,7 @@ def configure(host: Stack, config: Config, bridge: Link, port: Link) -> None:
 
 
 def configure_container(pod: Stack, config: Config, ifname: str, ifindex: int, result: Result) -> None:
-    """Sysctls, addresses, up and routes of the container's end; for L2 it only goes up, unless told not to."""
+    """Sysctls, addresses, up and routes of the container's end; for L2 it only goes up, if at all."""
     if config.ipam_type:
         apply_settings(pod, plan.container_settings(config, ifname, result))
     if not config.disable_container_interface:

@@ -1,0 +1,87 @@
+"""What one ADD leaves behind, as its record keeps it, and how it is found again without a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cnvnet.attachments import Record
+from cnvnet.cni.result import Result
+from cnvnet.kernel.links import Link
+from cnvnet.kernel.nft import Element
+from cnvnet.kernel.stack import Kernel, Stack
+
+
+class Leftovers(NamedTuple):
+    """The undo keys of a record. `host_ifindex` is 0 until the port exists; "" and () stand for nothing."""
+
+    host: str = ""
+    host_mac: str = ""
+    host_ifindex: int = 0
+    container_mac: str = ""
+    ipam_type: str = ""
+    elements: tuple[Element, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "elements": [element._asdict() for element in self.elements]}
+
+    @classmethod
+    def of(cls, record: Record) -> Leftovers:
+        """Never raises: a key of another shape than ours is one that cannot be undone."""
+        undo = record.undo
+        ifindex = undo.get("host_ifindex")
+        return cls(
+            host=_text(undo, "host"),
+            host_mac=_text(undo, "host_mac"),
+            host_ifindex=ifindex if isinstance(ifindex, int) else 0,
+            container_mac=_text(undo, "container_mac"),
+            ipam_type=_text(undo, "ipam_type"),
+            elements=_elements(undo.get("elements")),
+        )
+
+
+def find_port(host: Stack, left: Leftovers) -> Link | None:
+    """The host end that a record names, if that link is still ours: names are used again."""
+    link = host.link(left.host) if left.host else None
+    if link is None or link.kind != "veth":
+        return None
+    return link if link.mac == left.host_mac or link.ifindex == left.host_ifindex else None
+
+
+def find_port_of_result(host: Stack, result: Result) -> Link | None:
+    """The host end that a prevResult names: a veth of this MAC on the bridge that is named before it."""
+    outside = [interface for interface in result.interfaces if not interface.sandbox]
+    if len(outside) < 2:
+        return None
+    bridge, port = host.link(outside[0].name), host.link(outside[1].name)
+    if bridge is None or port is None or bridge.kind != "bridge" or port.kind != "veth":
+        return None
+    return port if port.master == bridge.ifindex and port.mac == outside[1].mac.lower() else None
+
+
+def find_container_end(pod: Stack, ifname: str, left: Leftovers | None) -> Link | None:
+    """The container's end: by its MAC as well if a record says it, for names are used again."""
+    link = pod.link(ifname)
+    if link is None or link.kind != "veth":
+        return None
+    return link if left is None or link.mac == left.container_mac else None
+
+
+def remove_elements(kernel: Kernel, elements: tuple[Element, ...]) -> None:
+    with kernel.nft() as nft:
+        nft.change(delete=elements)
+
+
+def _text(undo: Mapping[str, Any], key: str) -> str:
+    value = undo.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _elements(items: Any) -> tuple[Element, ...]:  # noqa: ANN401 -- what a file says, whatever it is
+    try:
+        return tuple(
+            Element(i["family"], i["table"], i["set"], tuple(i["types"]), tuple(i["key"]))
+            for i in items or ()
+        )
+    except (TypeError, KeyError):
+        return ()

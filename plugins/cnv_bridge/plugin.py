@@ -1,0 +1,148 @@
+"""cnv-bridge: what each command does, from the record's lock to the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from cnvnet.attachments import (
+    ADDED,
+    DELETING,
+    AttachmentFiles,
+    Attachments,
+    Key,
+    Record,
+    Slot,
+    UnreadableRecord,
+    boot_id,
+    rundir,
+)
+from cnvnet.cni.conventions import valid_attachments
+from cnvnet.cni.errors import INVALID_NETNS, CNIError
+from cnvnet.cni.request import Request
+from cnvnet.cni.result import Result, ensure_renderable
+from cnvnet.diagnostics import say
+from cnvnet.kernel.stack import Kernel, LinuxKernel
+from cnvnet.plugins.cnv_bridge import ipam, port
+from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
+from cnvnet.plugins.cnv_bridge.config import Config, Remnants
+from cnvnet.plugins.cnv_bridge.removal import Removal
+
+
+class CnvBridge:
+    """The plugin. It keeps nothing between calls: one object may serve many."""
+
+    name = "cnv-bridge"
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        attachments: Attachments,
+        choose_ipam: Callable[[str], ipam.Ipam] = ipam.choose,
+    ) -> None:
+        self._kernel = kernel
+        self._attachments = attachments
+        self._choose_ipam = choose_ipam
+
+    def add(self, request: Request) -> Result:
+        config = Config.parse(request)
+        ensure_renderable(request.cni_version, has_ips=bool(config.ipam_type))
+        key = self._key(request)
+        with self._attachments.locked(key) as slot, ExitStack() as opened:
+            sides = self._sides(opened, request.netns)
+            self._repair(request, slot, sides)
+            manager = self._choose_ipam(config.ipam_type)
+            return Addition(request, config, self._kernel, self._attachments, manager).run(key, slot, sides)
+
+    def delete(self, request: Request) -> None:
+        with self._attachments.locked(self._key(request), optional=True) as slot:
+            try:
+                record = slot.read()
+            except UnreadableRecord as e:
+                # It stays where it is; the rest can be found without it.
+                say(e.msg)
+                self._remove(request, None)
+                return
+            if record is not None:
+                self._mark(slot, record)
+            self._remove(request, record)
+            slot.remove()
+
+    def check(self, request: Request) -> None:
+        raise NotImplementedError
+
+    def gc(self, request: Request) -> None:
+        valid = valid_attachments(request.fields)
+        if valid is None:
+            return
+        errors: list[CNIError | OSError] = []
+        for key in list(self._attachments.of_network(self.name, request.name)):
+            if (key.container_id, key.ifname) not in valid:
+                try:
+                    self.delete(_request_of(key, request))
+                except (CNIError, OSError) as e:
+                    errors.append(e)
+        remnants = Remnants.parse(request)
+        if remnants.ipam_type:
+            self._choose_ipam(remnants.ipam_type).gc(request)
+        if errors:
+            raise errors[0]
+
+    def status(self, request: Request) -> None:
+        config = Config.parse(request)
+        self._attachments.ensure_writable()
+        if config.ipam_type:
+            self._choose_ipam(config.ipam_type).status(request)
+
+    def _key(self, request: Request) -> Key:
+        return Key(self.name, request.name, request.container_id, request.ifname)
+
+    def _sides(self, opened: ExitStack, path: str) -> Sides:
+        try:
+            netns = opened.enter_context(self._kernel.netns(path))
+        except OSError as e:
+            problem = "no such file or directory" if isinstance(e, FileNotFoundError) else str(e)
+            raise CNIError(INVALID_NETNS, f'failed to open netns "{path}": {problem}') from e
+        host = opened.enter_context(self._kernel.stack())
+        return Sides(host, opened.enter_context(self._kernel.stack(netns)), netns)
+
+    def _repair(self, request: Request, slot: Slot, sides: Sides) -> None:
+        """Removes what a call that was killed has left. An attachment that works is none of that."""
+        record = slot.read()
+        if record is None:
+            return
+        if record.state == ADDED and record.boot_id == boot_id():
+            port.refuse_taken_name(sides.pod, request.ifname, str(record.undo.get("host")))
+        self._remove(request, record)
+
+    def _remove(self, request: Request, record: Record | None) -> None:
+        remnants = Remnants.parse(request)
+        manager = self._choose_ipam(remnants.ipam_type) if remnants.ipam_type else None
+        errors = Removal(request, record, self._kernel, manager).run()
+        if errors:
+            raise errors[0]
+
+    def _mark(self, slot: Slot, record: Record) -> None:
+        try:
+            slot.write(record._replace(state=DELETING))
+        except CNIError as e:
+            say(e.msg)  # a full disk must not keep an attachment from being deleted
+
+
+def load(env: Mapping[str, str]) -> CnvBridge:
+    """The plugin for a caller with this environment."""
+    return CnvBridge(LinuxKernel(), AttachmentFiles(rundir(env)))
+
+
+def _request_of(key: Key, request: Request) -> Request:
+    """A DEL of one attachment, made of a GC of its network."""
+    env = {
+        **request.env,
+        "CNI_COMMAND": "DEL",
+        "CNI_CONTAINERID": key.container_id,
+        "CNI_IFNAME": key.ifname,
+        "CNI_NETNS": "",
+    }
+    return request._replace(
+        command="DEL", container_id=key.container_id, ifname=key.ifname, netns="", env=env
+    )

@@ -1,0 +1,83 @@
+"""Removing an attachment, from whatever still tells of it: its record, its prevResult, the kernel."""
+
+from __future__ import annotations
+
+from cnvnet.attachments import Record
+from cnvnet.attempts import Attempts
+from cnvnet.cni.errors import CNIError
+from cnvnet.cni.request import Request
+from cnvnet.cni.result import Result, previous
+from cnvnet.diagnostics import say
+from cnvnet.kernel.links import Link
+from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.stack import Kernel, Stack
+from cnvnet.plugins.cnv_bridge import port
+from cnvnet.plugins.cnv_bridge.ipam import Ipam
+from cnvnet.plugins.cnv_bridge.leftovers import (
+    Leftovers,
+    find_container_end,
+    find_port,
+    find_port_of_result,
+    remove_elements,
+)
+
+
+class Removal:
+    """A DEL of one attachment. Every part is tried; what went wrong is in the list that `run` returns."""
+
+    def __init__(self, request: Request, record: Record | None, kernel: Kernel, ipam: Ipam | None) -> None:
+        self._request = request
+        self._record = record
+        self._left = Leftovers.of(record) if record is not None else None
+        self._kernel = kernel
+        self._ipam = ipam
+
+    def run(self) -> list[CNIError | OSError]:
+        tries = Attempts()
+        tries.attempt("port", self._delete_port)
+        if self._left is not None and self._left.elements:
+            tries.attempt("guards", remove_elements, self._kernel, self._left.elements)
+        if self._ipam is not None:
+            tries.attempt("giving addresses back", self._ipam.delete, self._request)
+        return tries.errors
+
+    def _delete_port(self) -> None:
+        with self._kernel.stack() as host:
+            link = self._host_end(host)
+            if link is not None:
+                port.delete(host, link.ifindex)
+                return
+        # The kernel deletes both ends with either; without the host end there is at most half of it left.
+        if self._request.netns:
+            self._delete_container_end()
+
+    def _host_end(self, host: Stack) -> Link | None:
+        if self._left is not None:
+            return find_port(host, self._left)
+        result = self._previous()
+        return find_port_of_result(host, result) if result is not None else None
+
+    def _delete_container_end(self) -> None:
+        path = self._request.netns
+        try:
+            with self._kernel.netns(path) as netns:
+                if self._is_ours(netns):
+                    with self._kernel.stack(netns) as pod:
+                        link = find_container_end(pod, self._request.ifname, self._left)
+                        if link is not None:
+                            port.delete(pod, link.ifindex)
+        except FileNotFoundError:
+            pass  # with the namespace went the port
+        except OSError as e:
+            # A file where the namespace was: whatever became of it, nothing of ours is in it.
+            say(f"CNI_NETNS {path}: {e}")
+
+    def _is_ours(self, netns: Netns) -> bool:
+        return self._record is None or self._record.netns_inode == netns.inode
+
+    def _previous(self) -> Result | None:
+        try:
+            return previous(self._request)
+        except CNIError as e:
+            say(f"prevResult is of no use: {e.msg}")
+            return None
