@@ -46,7 +46,7 @@ def leases(node: Node, network: str = "testConfig") -> list[str]:
 class Network:
     """One configuration, the program that serves it, and the calls a runtime makes with both."""
 
-    def __init__(self, node: Node, program: str, version: str = "1.1.0", **keys: Any) -> None:
+    def __init__(self, node: Node, program: str, version: str = "1.1.0", /, **keys: Any) -> None:
         self.node = node
         self.program = program
         self.version = version
@@ -72,11 +72,11 @@ class Network:
 
     def with_(self, **keys: Any) -> Network:
         """The same network with other keys."""
-        return Network(self.node, self.program, **{**self._keys(), **keys})
+        return Network(self.node, self.program, self.version, **{**self._keys(), **keys})
 
     def served_by(self, program: str) -> Network:
         """The same network after an upgrade or a downgrade of the node."""
-        return Network(self.node, program, **{**self._keys(), "type": program})
+        return Network(self.node, program, self.version, **{**self._keys(), "type": program})
 
     def add(self, pod: Sandbox | str, **call: Any) -> Outcome:
         return self.node.cni(self.program, "ADD", self.config, pod, **call)
@@ -91,8 +91,7 @@ class Network:
         return self.node.cni(self.program, "DEL", config, pod, **call)
 
     def _keys(self) -> dict[str, Any]:
-        keys = {key: value for key, value in self.config.items() if key != "cniVersion"}
-        return {"version": self.version, **keys}
+        return {key: value for key, value in self.config.items() if key != "cniVersion"}
 
 
 def ports(node: Sandbox, bridge: str = "bridge0") -> list[str]:

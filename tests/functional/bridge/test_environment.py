@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.functional.bridge.network import OURS, Network, host_local, ports
-from tests.harness import Node, Outcome, Sandbox
+from tests.harness import Node, Outcome, Sandbox, executable
 
 UNSET = "\0"
 
@@ -216,12 +216,14 @@ def test_records_that_cannot_be_written_do_not_stop_a_delete(node: Node, pod: Sa
     assert ports(node) == []
 
 
-def test_a_host_without_tmp(network: Network, pod: Sandbox) -> None:
-    folder = network.node.folder
-    (folder / "run").mkdir()
+def test_a_host_without_tmp(node: Node, pod: Sandbox) -> None:
+    if executable(OURS).startswith("/tmp/"):
+        pytest.skip("the executable would be gone as well")
+    (node.folder / "run").mkdir()
     script = 'mount --make-rprivate /; mount --bind "$1" /srv; mount -t tmpfs -o ro none /tmp; cd /'
-    within = ("unshare", "--mount", *shell(script, str(folder)))
-    works(network, pod, within, {"CNVNET_RUNDIR": "/srv/run", "CNVNET_STATEDIR": "/srv/state"})
+    within = ("unshare", "--mount", *shell(script, str(node.folder)))
+    env = {"CNVNET_RUNDIR": "/srv/run", "CNVNET_STATEDIR": "/srv/state"}
+    works(Network(node, OURS, macspoofchk=True), pod, within, env)
 
 
 def version(node: Node, program: str, within: tuple[str, ...]) -> Outcome:

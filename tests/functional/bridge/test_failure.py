@@ -137,7 +137,7 @@ def test_without_nft_a_guarded_port_is_made_or_nothing_is(node: Node, pod: Sandb
     empty = node.folder / "empty"
     empty.mkdir()
     network = Network(node, OURS, macspoofchk=True, ipam=host_local(node, SUBNET))
-    outcome = network.add(pod, env={"PATH": str(empty)})
+    outcome = network.add(pod, within=("/usr/bin/env", f"PATH={empty}"))
     if outcome.code == 0:
         port = outcome.json["interfaces"][1]["name"]
         assert port in ruleset(node)
