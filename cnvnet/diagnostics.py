@@ -22,7 +22,8 @@ def say(text: str) -> None:
         lines.append(line)
         return
     try:
-        print(line, file=sys.stderr)  # noqa: T201 -- the one place that may
+        # Not print(), which takes a missing stderr for leave to write to stdout.
+        sys.stderr.write(f"{line}\n")
     except (OSError, ValueError, AttributeError):
         pass  # stderr is closed, full or was never there
 
