@@ -143,8 +143,7 @@ class FakeNamespace:
         self.links[link.ifindex] = link
         if mac:
             link.mac, link.mac_is_pinned = mac.lower(), True
-        if mtu:
-            link.mtu, link.mtu_is_pinned = mtu, True
+        link.mtu = mtu or link.mtu
         for key, value in _SYSCTLS_OF_A_LINK.items():
             self.sysctls[key.format(name)] = value
         return link
@@ -177,7 +176,7 @@ class FakeNamespace:
             self._move(link, target, wanted.name or link.name)
         if wanted.mac:
             link.mac, link.mac_is_pinned = wanted.mac.lower(), True
-        if wanted.mtu:
+        if wanted.mtu and wanted.mtu != link.mtu:
             link.mtu, link.mtu_is_pinned = wanted.mtu, True
         if wanted.group is not None:
             link.group = wanted.group
@@ -356,12 +355,10 @@ class FakeNamespace:
 
     def add_route(self, wanted: AddRoute) -> None:
         asked = wanted.route
-        if asked.ifindex:
-            if not self.by_index(asked.ifindex).up:
-                refuse(errno.ENETDOWN)
-        elif asked.gw is None:
-            refuse(errno.ENODEV)
+        link = self.by_index(asked.ifindex) if asked.ifindex or asked.gw is None else None
         ifindex = self._next_hop(asked)
+        if link is not None and not link.up:
+            refuse(errno.ENETDOWN)
         ipv4 = asked.dst.version == 4
         scope = (asked.scope if asked.scope is not None else 0 if asked.gw else SCOPE_LINK) if ipv4 else 0
         route = asked._replace(
@@ -408,8 +405,7 @@ class FakeNamespace:
     # neighbours and VLANs
 
     def add_neighbour(self, wanted: Neighbour) -> None:
-        if not self.by_index(wanted.ifindex).up:
-            refuse(errno.ENETDOWN)
+        self.by_index(wanted.ifindex)
         self._forget(wanted)
         self.neighbours.append(wanted._replace(mac=wanted.mac.lower()))
 

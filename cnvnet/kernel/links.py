@@ -104,8 +104,10 @@ class Link(NamedTuple):
 
 
 class CreateBridge(NamedTuple):
-    """A new bridge; EEXIST when the name is taken. `mtu` 0 leaves the kernel's default, which then follows
-    ports.
+    """A new bridge; EEXIST when the name is taken. A given `mac` stays, whatever ports come and go.
+
+    `mtu` (0: 1500) is only what it starts with: with ports it has the smallest of theirs, until ChangeLink
+    sets it.
     """
 
     name: str

@@ -181,6 +181,7 @@ class Socket:
 
     def join(self, *groups: int) -> None:
         """Subscribes to multicast groups (RTNLGRP_*); a socket that does so makes no requests."""
+        self._socket.bind((0, 0))  # a socket without a port of its own is passed over
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
