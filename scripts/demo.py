@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def step(title: str) -> None:
 
 
 def tell(text: str) -> None:
-    console.print(f"   {text}")
+    console.print(Padding(text, (0, 0, 0, 3)))
 
 
 def run(*argv: str, check: bool = True) -> str:
@@ -178,10 +179,11 @@ def arrives(sender: Vm, target: Vm, mac: str, ip: str) -> bool:
     return False
 
 
-def dropped_packets() -> int:
-    """What the counters of the guards have seen so far."""
-    listing = run("nft", "list", "table", "bridge", "cnv_bridge")
-    return sum(int(match[1]) for match in re.finditer(r"counter packets (\d+)", listing))
+def drops() -> Counter[str]:
+    """What the guards have dropped so far, by reason."""
+    listing = json.loads(run("nft", "-j", "list", "counters", "table", "bridge", "cnv_bridge"))["nftables"]
+    counters = (item["counter"] for item in listing if "counter" in item)
+    return Counter({counter["name"]: counter["packets"] for counter in counters})
 
 
 def show(title: str, *vms: Vm) -> None:
@@ -202,18 +204,19 @@ def try_frames(sender: Vm, target: Vm) -> None:
     cases = (
         ("its own MAC and IP", mac, ip, True),
         ("a foreign MAC", "02:de:ad:be:ef:01", ip, False),
-        ("a foreign IP", mac, str(sender.ip.ip + 100), False),
+        ("the gateway's IP", mac, str(sender.ip.network[1]), False),
     )
     for what, claimed_mac, claimed_ip, wanted in cases:
-        before = dropped_packets()
+        before = drops()
         came = arrives(sender, target, claimed_mac, claimed_ip)
-        counted = dropped_packets() - before
+        reasons = ", ".join(drops() - before)
         if came != wanted:
             raise RuntimeError(
                 f"a frame with {what} {'arrived' if came else 'did not arrive'} at {target.name}"
             )
-        fate = "[green]arrives[/]" if came else f"[red]dropped[/] (counted: +{counted})"
-        tell(f"{what}, {claimed_mac} {claimed_ip}: {fate}")
+        fate = "[green]arrives[/]" if came else f"[red]dropped[/] and counted as {reasons}"
+        tell(f"{what} ({claimed_mac}, {claimed_ip}):")
+        tell(f"  {fate}")
 
 
 def story() -> None:
@@ -252,7 +255,8 @@ def story() -> None:
     detach(again)
     detach(b)
     left = [item["ifname"] for item in json.loads(run("ip", "-j", "link"))]
-    tell(f"links: {', '.join(left)}; the bridge stays for the next VM, the leases until the VMs are deleted")
+    tell(f"links: {', '.join(left)}")
+    tell("the bridge stays for the next VM, the addresses stay with the VMs until those are deleted")
 
 
 def make_node() -> None:
@@ -265,6 +269,7 @@ def make_node() -> None:
 
 
 def main() -> int:
+    """Tells the story; 0 if everything in it went as it should."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.monotonic()
     make_node()
