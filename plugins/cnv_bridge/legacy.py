@@ -74,10 +74,7 @@ def _scripts(nft: Nft, attachment: Attachment) -> Iterator[str]:
         if _probe(nft, family, "nat", chain):
             yield _removal(nft, family, "POSTROUTING", [chain])
     if rules := _masquerade_rules(nft, attachment):
-        yield (
-            "ipMasq",
-            "".join(f"delete rule {' '.join(_MASQUERADE)} handle {rule.handle}\n" for rule in rules),
-        )
+        yield "".join(f"delete rule {' '.join(_MASQUERADE)} handle {rule.handle}\n" for rule in rules)
 
 
 def _removal(nft: Nft, family: str, base: str, chains: list[str]) -> str:
