@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from cnvnet.cni.skel import Plugin
+
+
+def load(env: Mapping[str, str]) -> Plugin:
+    """The plugin for a caller with this environment."""
+    # Not at the top: VERSION answers without json, ipaddress, pyroute2 and the rest.
+    from cnvnet.plugins.cnv_bridge import plugin
+
+    return plugin.load(env)
 
 
 def main() -> NoReturn:
     """The executable, under this or any other name a symlink gives it."""
     from cnvnet.cni import skel
-    from cnvnet.plugins.cnv_bridge.plugin import load
 
     skel.main("cnv-bridge", load)
