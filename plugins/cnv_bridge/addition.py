@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import NamedTuple
 
-from cnvnet.attachments import ADDED, ADDING, Attachments, Key, Record, Slot, boot_id
+from cnvnet.attachments import ADDED, ADDING, Key, Record, Slot, boot_id
 from cnvnet.attempts import Undo
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.netns import Netns
-from cnvnet.kernel.nft import Element
-from cnvnet.kernel.stack import Kernel, Stack
+from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.bridge import ensure_bridge, ensure_gateway
 from cnvnet.plugins.cnv_bridge.config import Config
 from cnvnet.plugins.cnv_bridge.ipam import Ipam
-from cnvnet.plugins.cnv_bridge.leftovers import Leftovers, remove_elements
+from cnvnet.plugins.cnv_bridge.leftovers import Leftovers, Tools, remove_elements, remove_masquerade
 
 
 class Sides(NamedTuple):
@@ -31,13 +31,10 @@ class Sides(NamedTuple):
 class Addition:
     """An ADD whose configuration is sound and whose attachment has nothing left of an earlier one."""
 
-    def __init__(
-        self, request: Request, config: Config, kernel: Kernel, attachments: Attachments, ipam: Ipam
-    ) -> None:
+    def __init__(self, request: Request, config: Config, tools: Tools, ipam: Ipam) -> None:
         self._request = request
         self._config = config
-        self._kernel = kernel
-        self._attachments = attachments
+        self._tools = tools
         self._ipam = ipam
 
     def run(self, key: Key, slot: Slot, sides: Sides) -> Result:
@@ -50,13 +47,13 @@ class Addition:
         with Undo() as undo:
             undo.finally_("record", slot.remove)
             slot.write(record._replace(undo=left.to_json()))
-            bridge = ensure_bridge(sides.host, self._attachments, config)
+            bridge = ensure_bridge(sides.host, self._tools.attachments, config)
             leased, names = self._lease(undo, names)
             gateway = self._gateway(sides.host, bridge, leased)
-            left = left._replace(container_mac=names.container_mac, elements=self._elements(names, leased))
-            if left.elements:
+            left = self._planned(left, names, leased)
+            if left.elements or left.masqueraded:
                 slot.write(record._replace(undo=left.to_json()))
-                self._guard(undo, left.elements)
+                self._guard(undo, key, left)
             made = self._port(undo, sides, names, bridge, leased)
             left = left._replace(host_ifindex=made.ifindex)
             result = self._result(sides.host, names, made, gateway, leased)
@@ -77,23 +74,33 @@ class Addition:
         wanted = plan.gateways(self._config, leased)
         if not wanted:
             return None
-        link = ensure_gateway(host, self._attachments, self._config, bridge, wanted)
+        link = ensure_gateway(host, self._tools.attachments, self._config, bridge, wanted)
         return link if self._config.vlan else None
 
-    def _elements(self, names: plan.Names, leased: Result) -> tuple[Element, ...]:
+    def _planned(self, left: Leftovers, names: plan.Names, leased: Result) -> Leftovers:
         config = self._config
-        wanted = guards.Guards(config.macspoofchk, config.ipspoofchk, config.dhcp_guard, config.ra_guard)
         addresses = [ip.address for ip in leased.ips]
-        return tuple(guards.elements(names.host, names.container_mac, addresses, wanted))
+        elements = guards.elements(names.host, names.container_mac, addresses, config.guards)
+        return left._replace(
+            container_mac=names.container_mac,
+            elements=tuple(elements),
+            masqueraded=tuple(str(address) for address in addresses) if config.ip_masq else (),
+        )
 
-    def _guard(self, undo: Undo, elements: tuple[Element, ...]) -> None:
+    def _guard(self, undo: Undo, key: Key, left: Leftovers) -> None:
         """Before the port is there: no frame of it ever passes unguarded."""
-        with self._kernel.nft() as nft:
-            if not guards.loaded(nft):
-                with self._attachments.shared(f"nft-{guards.TABLE}"):
+        attachments, masquerade = self._tools.attachments, self._tools.masquerade
+        with self._tools.kernel.nft() as nft:
+            if left.elements and not guards.loaded(nft):
+                with attachments.shared(f"nft-{guards.TABLE}"):
                     guards.ensure(nft)
-            undo.push("removing guards", remove_elements, self._kernel, elements)
-            nft.change(add=elements)
+            if left.elements:
+                nft.change(add=left.elements)
+                undo.push("removing guards", remove_elements, self._tools, left)
+            if left.masqueraded:
+                # It is more than one deed, and undoing what has not been done is fine.
+                undo.push("removing masquerade", remove_masquerade, self._tools, key, left)
+                masquerade.add(nft, key, [ip_interface(text) for text in left.masqueraded])
 
     def _port(self, undo: Undo, sides: Sides, names: plan.Names, bridge: Link, leased: Result) -> Link:
         config, ifname = self._config, self._request.ifname

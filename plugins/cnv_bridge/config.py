@@ -14,6 +14,7 @@ from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS
+from cnvnet.plugins.cnv_bridge.guards import Guards
 
 DEFAULT_BRIDGE: Final = "cni0"
 LAST_VLAN: Final = 4094
@@ -31,7 +32,8 @@ class Config(NamedTuple):
     """What the configuration asks for.
 
     `trunk` is None when there is no vlanTrunk key, which is not the same as an empty list: that one makes a
-    new bridge filter VLANs. Its ranges are sorted and do not touch. Nobody asked for a `mac` "" or `mtu` 0.
+    new bridge filter VLANs. Its ranges are sorted and do not touch. `mac` "" and `mtu` 0 are not asked for.
+    `ip_masq` is only about addresses that IPAM gave.
     """
 
     network: str
@@ -71,7 +73,7 @@ class Config(NamedTuple):
             is_gateway=fields.flag("isGateway") or is_default_gateway,
             is_default_gateway=is_default_gateway,
             force_address=fields.flag("forceAddress"),
-            ip_masq=fields.flag("ipMasq"),
+            ip_masq=fields.flag("ipMasq") and bool(ipam_type),
             ip_masq_backend=_ip_masq_backend(fields),
             mtu=_mtu(fields),
             hairpin_mode=fields.flag("hairpinMode"),
@@ -99,8 +101,8 @@ class Config(NamedTuple):
         return self.vlan != 0 or self.trunk is not None
 
     @property
-    def guarded(self) -> bool:
-        return self.macspoofchk or self.ipspoofchk or self.dhcp_guard or self.ra_guard
+    def guards(self) -> Guards:
+        return Guards(self.macspoofchk, self.ipspoofchk, self.dhcp_guard, self.ra_guard)
 
     @property
     def gateway_link(self) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, NamedTuple
 
-from cnvnet.attachments import Record
+from cnvnet.attachments import Attachments, Key, Record
 from cnvnet.cni.result import Result
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.nft import Element
 from cnvnet.kernel.stack import Kernel, Stack
+from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
+
+
+class Tools(NamedTuple):
+    """What ADD, DEL and GC of this plugin work with."""
+
+    kernel: Kernel
+    attachments: Attachments
+    masquerade: Masquerade
 
 
 class Leftovers(NamedTuple):
@@ -21,6 +31,7 @@ class Leftovers(NamedTuple):
     container_mac: str = ""
     ipam_type: str = ""
     elements: tuple[Element, ...] = ()
+    masqueraded: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "elements": [element._asdict() for element in self.elements]}
@@ -37,6 +48,7 @@ class Leftovers(NamedTuple):
             container_mac=_text(undo, "container_mac"),
             ipam_type=_text(undo, "ipam_type"),
             elements=_elements(undo.get("elements")),
+            masqueraded=_texts(undo.get("masqueraded")),
         )
 
 
@@ -67,14 +79,36 @@ def find_container_end(pod: Stack, ifname: str, left: Leftovers | None) -> Link 
     return link if left is None or link.mac == left.container_mac else None
 
 
-def remove_elements(kernel: Kernel, elements: tuple[Element, ...]) -> None:
-    with kernel.nft() as nft:
-        nft.change(delete=elements)
+def remove_elements(tools: Tools, left: Leftovers) -> None:
+    if left.elements:
+        with tools.kernel.nft() as nft:
+            nft.change(delete=left.elements)
+
+
+def remove_masquerade(tools: Tools, key: Key, left: Leftovers) -> None:
+    addresses = [address for text in left.masqueraded if (address := _address(text))]
+    if addresses:
+        with tools.kernel.nft() as nft:
+            tools.masquerade.remove(nft, key, addresses)
+
+
+def _address(text: str) -> IPv4Interface | IPv6Interface | None:
+    try:
+        return ip_interface(text)
+    except ValueError:
+        return None
 
 
 def _text(undo: Mapping[str, Any], key: str) -> str:
     value = undo.get(key)
     return value if isinstance(value, str) else ""
+
+
+def _texts(items: Any) -> tuple[str, ...]:  # noqa: ANN401 -- what a file says, whatever it is
+    try:
+        return tuple(map(str, items or ()))
+    except TypeError:
+        return ()
 
 
 def _elements(items: Any) -> tuple[Element, ...]:  # noqa: ANN401 -- what a file says, whatever it is

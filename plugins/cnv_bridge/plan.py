@@ -22,7 +22,7 @@ InterfaceAddress = IPv4Interface | IPv6Interface
 _TRUNK_NATIVE: Final = 1
 _UNSET_MAC: Final = "00:00:00:00:00:00"
 # The container's place in the interfaces of the result; ips[].interface refers to it.
-_CONTAINER: Final = 2
+CONTAINER: Final = 2
 
 
 class Names(NamedTuple):
@@ -48,7 +48,7 @@ def host_name(entropy: bytes) -> str:
 
 
 def host_mac(entropy: bytes) -> str:
-    """High: a bridge without a MAC of its own takes the lowest of its ports, and guests would see it move."""
+    """High: a bridge without a MAC of its own takes the lowest of its ports, and guests would see it."""
     return (b"\xfe" + entropy[:5]).hex(":")
 
 
@@ -177,7 +177,7 @@ def plan_container(ifindex: int, result: Result) -> tuple[Operation, ...]:
 
 def with_gateways(config: Config, leased: Result) -> Result:
     """What IPAM said, on the container's end, completed by the gateways and routes the keys ask for."""
-    ips = [ip._replace(interface=_CONTAINER) for ip in leased.ips]
+    ips = [ip._replace(interface=CONTAINER) for ip in leased.ips]
     if config.is_gateway:
         ips = [_gateway(ip) for ip in ips]
     routes = list(leased.routes)
@@ -193,7 +193,11 @@ def gateways(config: Config, result: Result) -> tuple[InterfaceAddress, ...]:
     """The addresses of the bridge, IPv4 before IPv6."""
     if not config.is_gateway:
         return ()
-    found = [ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in result.ips if ip.gateway]
+    found = [
+        ip_interface((ip.gateway, ip.address.network.prefixlen))
+        for ip in result.ips
+        if ip.gateway and ip.gateway.version == ip.address.version
+    ]
     return tuple(sorted(found, key=lambda address: address.version))
 
 

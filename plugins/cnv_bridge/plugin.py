@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -9,7 +10,6 @@ from cnvnet.attachments import (
     ADDED,
     DELETING,
     AttachmentFiles,
-    Attachments,
     Key,
     Record,
     Slot,
@@ -17,15 +17,19 @@ from cnvnet.attachments import (
     boot_id,
     rundir,
 )
+from cnvnet.attempts import Attempts
 from cnvnet.cni.conventions import valid_attachments
-from cnvnet.cni.errors import INVALID_NETNS, CNIError
+from cnvnet.cni.errors import INVALID_NETNS, NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
-from cnvnet.cni.result import Result, ensure_renderable
+from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
-from cnvnet.kernel.stack import Kernel, LinuxKernel
-from cnvnet.plugins.cnv_bridge import ipam, port
+from cnvnet.kernel.stack import LinuxKernel
+from cnvnet.plugins.cnv_bridge import check, guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
 from cnvnet.plugins.cnv_bridge.config import Config, Remnants
+from cnvnet.plugins.cnv_bridge.ipam import Ipam, choose
+from cnvnet.plugins.cnv_bridge.leftovers import Tools
+from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
 from cnvnet.plugins.cnv_bridge.removal import Removal
 
 
@@ -34,14 +38,10 @@ class CnvBridge:
 
     name = "cnv-bridge"
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        attachments: Attachments,
-        choose_ipam: Callable[[str], ipam.Ipam] = ipam.choose,
-    ) -> None:
-        self._kernel = kernel
-        self._attachments = attachments
+    def __init__(self, tools: Tools, choose_ipam: Callable[[str], Ipam] = choose) -> None:
+        self._tools = tools
+        self._kernel = tools.kernel
+        self._attachments = tools.attachments
         self._choose_ipam = choose_ipam
 
     def add(self, request: Request) -> Result:
@@ -52,7 +52,7 @@ class CnvBridge:
             sides = self._sides(opened, request.netns)
             self._repair(request, slot, sides)
             manager = self._choose_ipam(config.ipam_type)
-            return Addition(request, config, self._kernel, self._attachments, manager).run(key, slot, sides)
+            return Addition(request, config, self._tools, manager).run(key, slot, sides)
 
     def delete(self, request: Request) -> None:
         with self._attachments.locked(self._key(request), optional=True) as slot:
@@ -69,30 +69,58 @@ class CnvBridge:
             slot.remove()
 
     def check(self, request: Request) -> None:
-        raise NotImplementedError
+        config = Config.parse(request)
+        with self._attachments.locked(self._key(request), optional=True) as slot, ExitStack() as opened:
+            sides = self._sides(opened, request.netns)
+            if config.ipam_type:
+                self._choose_ipam(config.ipam_type).check(request)
+            result = check.required(previous(request))
+            ends = check.check_links(sides.host, sides.pod, request, config, result)
+            check.check_vlans(sides.host, config, ends)
+            if config.ipam_type:
+                check.check_addresses(sides.pod, ends, result)
+                check.check_sysctls(sides.pod, plan.container_settings(config, request.ifname, result))
+                check.check_gateway(sides.host, config, result)
+            if any(config.guards) or config.ip_masq:
+                nft = opened.enter_context(self._kernel.nft())
+                if _read(slot) is None and check.check_legacy(nft, request, config):
+                    return
+                check.check_guards(nft, config, ends, result)
+                check.check_masquerade(nft, config, result)
 
     def gc(self, request: Request) -> None:
         valid = valid_attachments(request.fields)
         if valid is None:
             return
-        errors: list[CNIError | OSError] = []
+        tries = Attempts()
         for key in list(self._attachments.of_network(self.name, request.name)):
             if (key.container_id, key.ifname) not in valid:
-                try:
-                    self.delete(_request_of(key, request))
-                except (CNIError, OSError) as e:
-                    errors.append(e)
+                tries.attempt(f"{key.ifname} of {key.container_id}", self.delete, _request_of(key, request))
         remnants = Remnants.parse(request)
+        if remnants.ip_masq:
+            tries.attempt("masquerade", self._gc_masquerade, request, valid)
         if remnants.ipam_type:
-            self._choose_ipam(remnants.ipam_type).gc(request)
-        if errors:
-            raise errors[0]
+            tries.attempt("ipam", self._choose_ipam(remnants.ipam_type).gc, request)
+        if tries.errors:
+            raise tries.errors[0]
 
     def status(self, request: Request) -> None:
+        """Code 50 when an ADD could not be served, or whatever IPAM says."""
         config = Config.parse(request)
-        self._attachments.ensure_writable()
+        try:
+            self._attachments.ensure_writable()
+            if any(config.guards) or config.ip_masq:
+                with self._kernel.nft() as nft:
+                    if not guards.loaded(nft):
+                        nft.run("\n")  # says what is missing, should that be all of nft
+        except (CNIError, OSError) as e:
+            raise CNIError(NOT_AVAILABLE, str(e)) from e
         if config.ipam_type:
             self._choose_ipam(config.ipam_type).status(request)
+
+    def _gc_masquerade(self, request: Request, valid: set[tuple[str, str]]) -> None:
+        with self._kernel.nft() as nft:
+            self._tools.masquerade.gc(nft, self.name, request.name, valid)
 
     def _key(self, request: Request) -> Key:
         return Key(self.name, request.name, request.container_id, request.ifname)
@@ -118,7 +146,7 @@ class CnvBridge:
     def _remove(self, request: Request, record: Record | None) -> None:
         remnants = Remnants.parse(request)
         manager = self._choose_ipam(remnants.ipam_type) if remnants.ipam_type else None
-        errors = Removal(request, record, self._kernel, manager).run()
+        errors = Removal(request, record, self._tools, manager).run(self._key(request))
         if errors:
             raise errors[0]
 
@@ -131,7 +159,18 @@ class CnvBridge:
 
 def load(env: Mapping[str, str]) -> CnvBridge:
     """The plugin for a caller with this environment."""
-    return CnvBridge(LinuxKernel(), AttachmentFiles(rundir(env)))
+    attachments = AttachmentFiles(rundir(env))
+    masquerade = Masquerade(attachments, os.path.join(rundir(env), "masquerade"))
+    return CnvBridge(Tools(LinuxKernel(), attachments, masquerade))
+
+
+def _read(slot: Slot) -> Record | None:
+    """The record if there is one that can be read; one that cannot stays where it is."""
+    try:
+        return slot.read()
+    except UnreadableRecord as e:
+        say(e.msg)
+        return None
 
 
 def _request_of(key: Key, request: Request) -> Request:

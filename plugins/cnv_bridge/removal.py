@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnvnet.attachments import Record
+from cnvnet.attachments import Key, Record
 from cnvnet.attempts import Attempts
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.request import Request
@@ -10,39 +10,45 @@ from cnvnet.cni.result import Result, previous
 from cnvnet.diagnostics import say
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.netns import Netns
-from cnvnet.kernel.stack import Kernel, Stack
-from cnvnet.plugins.cnv_bridge import port
+from cnvnet.kernel.stack import Stack
+from cnvnet.plugins.cnv_bridge import legacy, port
 from cnvnet.plugins.cnv_bridge.ipam import Ipam
 from cnvnet.plugins.cnv_bridge.leftovers import (
     Leftovers,
+    Tools,
     find_container_end,
     find_port,
     find_port_of_result,
     remove_elements,
+    remove_masquerade,
 )
 
 
 class Removal:
     """A DEL of one attachment. Every part is tried; what went wrong is in the list that `run` returns."""
 
-    def __init__(self, request: Request, record: Record | None, kernel: Kernel, ipam: Ipam | None) -> None:
+    def __init__(self, request: Request, record: Record | None, tools: Tools, ipam: Ipam | None) -> None:
         self._request = request
         self._record = record
         self._left = Leftovers.of(record) if record is not None else None
-        self._kernel = kernel
+        self._tools = tools
         self._ipam = ipam
 
-    def run(self) -> list[CNIError | OSError]:
+    def run(self, key: Key) -> list[CNIError | OSError]:
+        """The addresses go last: whoever gets them next finds nothing of ours that knows them."""
         tries = Attempts()
         tries.attempt("port", self._delete_port)
-        if self._left is not None and self._left.elements:
-            tries.attempt("guards", remove_elements, self._kernel, self._left.elements)
+        if self._left is not None:
+            tries.attempt("guards", remove_elements, self._tools, self._left)
+            tries.attempt("masquerade", remove_masquerade, self._tools, key, self._left)
+        else:
+            self._remove_legacy()
         if self._ipam is not None:
             tries.attempt("giving addresses back", self._ipam.delete, self._request)
         return tries.errors
 
     def _delete_port(self) -> None:
-        with self._kernel.stack() as host:
+        with self._tools.kernel.stack() as host:
             link = self._host_end(host)
             if link is not None:
                 port.delete(host, link.ifindex)
@@ -60,9 +66,9 @@ class Removal:
     def _delete_container_end(self) -> None:
         path = self._request.netns
         try:
-            with self._kernel.netns(path) as netns:
+            with self._tools.kernel.netns(path) as netns:
                 if self._is_ours(netns):
-                    with self._kernel.stack(netns) as pod:
+                    with self._tools.kernel.stack(netns) as pod:
                         link = find_container_end(pod, self._request.ifname, self._left)
                         if link is not None:
                             port.delete(pod, link.ifindex)
@@ -74,6 +80,15 @@ class Removal:
 
     def _is_ours(self, netns: Netns) -> bool:
         return self._record is None or self._record.netns_inode == netns.inode
+
+    def _remove_legacy(self) -> None:
+        request = self._request
+        attachment = legacy.Attachment(request.name, request.container_id, request.ifname)
+        try:
+            with self._tools.kernel.nft() as nft:
+                legacy.remove(nft, attachment)
+        except OSError as e:
+            say(f"rules of an older plugin: {e}")  # without nftables it has left none
 
     def _previous(self) -> Result | None:
         try:
