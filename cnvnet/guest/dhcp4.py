@@ -78,7 +78,7 @@ def _values(settings: Settings, v4: V4) -> dict[int, bytes]:
     lease = settings.lease_seconds
     return {
         wire.MASK: network.netmask.packed,
-        wire.ROUTER: v4.gateway.packed if v4.gateway else b"",
+        wire.ROUTER: gateway.packed if (gateway := default_gateway(v4)) else b"",
         wire.NAMESERVERS: _packed(settings.nameservers),
         wire.HOSTNAME: settings.hostname.encode(),
         wire.DOMAIN: domains.main_domain(settings.search).encode(),
@@ -110,6 +110,12 @@ def _packed(addresses: Iterable[object]) -> bytes:
     return b"".join(address.packed for address in addresses if isinstance(address, IPv4Address))
 
 
+def default_gateway(v4: V4) -> IPv4Address | None:
+    """The gateway, or that of a default route among the others."""
+    among = (route.gateway for route in v4.routes if not route.destination.prefixlen)
+    return v4.gateway or next(filter(None, among), None)
+
+
 def classless_routes(v4: V4) -> tuple[Route, ...]:
     """The routes that options 3 and 1 cannot say, the default one last; empty when those say it all.
 
@@ -117,18 +123,19 @@ def classless_routes(v4: V4) -> tuple[Route, ...]:
     """
     network = v4.address.network
     routes = [route for route in v4.routes if route.destination != network and route.destination.prefixlen]
-    defaults = [route.gateway for route in v4.routes if not route.destination.prefixlen]
-    gateway = v4.gateway or next(filter(None, defaults), None)
+    gateway = default_gateway(v4)
+    # A default route of the pod's without a gateway: all the world is on the link.
+    to_all = Route(IPv4Network("0.0.0.0/0"), gateway)
+    last = [to_all] if gateway or to_all in v4.routes else []
     gateways = [*(route.gateway for route in routes), gateway]
     direct = [network, *(route.destination for route in routes if route.gateway is None)]
     hops: dict[Route, None] = {}
     for hop in gateways:
         if hop is not None and not any(hop in destination for destination in direct):
             hops[Route(IPv4Network(hop))] = None
-    if not routes and not hops:
+    if not routes and not hops and (gateway or not last):
         return ()
     routes.sort(key=lambda route: (route.gateway is not None, -route.destination.prefixlen))
-    last = [Route(IPv4Network("0.0.0.0/0"), gateway)] if gateway else []
     return (*hops, *dict.fromkeys(routes), *last)
 
 

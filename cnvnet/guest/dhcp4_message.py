@@ -196,7 +196,7 @@ def lay_out(first: bytes, chosen: list[bytes], last: bytes, space: int, text: La
     whole when it does not fit there either: a client names first what it needs most.
     """
     if len(first) + len(last) + 4 > space:
-        last = b""  # an echo that does not fit is left out (RFC 3046, section 2.2)
+        last = b""  # what the guest gets goes before an echo
     together = b"".join(chosen)
     if len(first) + len(together) + len(last) + 1 <= space:
         return text._replace(options=first + together + last + _END)

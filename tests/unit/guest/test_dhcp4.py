@@ -236,6 +236,22 @@ def test_a_gateway_outside_the_subnet_gets_a_route_to_itself_first() -> None:
     assert 249 not in seen.options
 
 
+def test_a_default_route_among_the_others_is_the_router_too() -> None:
+    routes = (Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.9")),)
+    v4 = V4(IPv4Interface("10.0.2.2/24"), IPv4Address("10.0.2.1"), None, routes)
+    seen = answered(discover4(), "offer", MASQUERADE._replace(v4=v4))
+    assert seen.address(3) == "10.0.2.9"
+    assert 121 not in seen.options
+
+
+def test_a_default_route_without_a_gateway_puts_all_the_world_on_the_link() -> None:
+    routes = (Route(IPv4Network("0.0.0.0/0")),)
+    v4 = V4(IPv4Interface("10.0.2.2/32"), IPv4Address("169.254.75.10"), None, routes)
+    seen = answered(discover4(), "offer", MASQUERADE._replace(v4=v4))
+    assert routes_of(seen) == ["0.0.0.0/0:0.0.0.0"]
+    assert 3 not in seen.options
+
+
 def test_routes_that_mask_and_router_say_already_are_not_repeated() -> None:
     assert MASQUERADE.v4 is not None
     assert classless_routes(MASQUERADE.v4) == ()
