@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Generator, Iterator, Sequence
@@ -19,9 +20,12 @@ from cnvnet.kernel import nfnetlink as wire
 from cnvnet.kernel.netlink import CREATE, Message, NetlinkError, attribute, attributes, nested, text
 from cnvnet.kernel.netns import Netns, entered
 
-_KEY, _FLAGS, _KEY_END, _VALUE = 1, 3, 10, 1
+_KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
+_VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+_JUMPS: Final = {"jump": -3, "goto": -4}
 _INTERVAL_END: Final = 1
 _COMMENT: Final = 0
+_CHAIN: Final = re.compile(r"^\s*chain\s+(\S+)\s*\{", re.MULTILINE)
 
 
 class Element(NamedTuple):
@@ -38,6 +42,7 @@ class Element(NamedTuple):
     set: str
     types: tuple[str, ...]
     key: tuple[str, ...]
+    data: str = ""
 
 
 class Chain(NamedTuple):
@@ -111,10 +116,9 @@ class Nftables:
         # This alone tells a kernel without the family from a fault of the text.
         new = wire.message(wire.NEWTABLE, family, wire.string(1, table), flags=CREATE)
         self._commit([new], [f"table {family} {table}"])
-        old = self._chains(family, table)
-        if any(is_newer(name, version) for name in old):
-            return
-        self.run(render_load(family, table, text, old))
+        present = self._chains(family, table)
+        if not any(is_newer(name, version) for name in present):
+            self.run(render_load(family, table, version, text, present))
 
     def change(self, *, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> None:
         deletions = [(_deletion(element), _describe(element)) for element in dict.fromkeys(delete)]
@@ -172,7 +176,9 @@ class Nftables:
     def _has(self, element: Element) -> bool:
         key, end = encode(element)
         # A tree of single values keeps an interval's end as another element: asking for its start is enough.
-        wanted = nested(1, _data(_KEY, key), _data(_KEY_END, end) if end and len(element.types) > 1 else b"")
+        if len(element.types) == 1:
+            end = b""
+        wanted = nested(1, _data(_KEY, key), _data(_KEY_END, end) if end else b"")
         query = wire.message(wire.GETSETELEM, element.family, *_where(element), nested(3, wanted))
         try:
             answer = attributes(self._connection.get(query), wire.BODY)
@@ -180,11 +186,11 @@ class Nftables:
             if wire.absent(e):
                 return False
             raise NftError(e.errno, f"{_describe(element)}: {e.text}") from e
-        if not end or len(element.types) == 1:
-            return True
-        # A wider interval that holds this one is not this one.
         found = attributes(next(wire.members(answer[3])))
-        return [attributes(found[kind])[_VALUE] for kind in (_KEY, _KEY_END)] == [key, end]
+        # A wider interval that holds this one is not this one.
+        if end and [attributes(found[kind])[_VALUE] for kind in (_KEY, _KEY_END)] != [key, end]:
+            return False
+        return not element.data or _verdict_chain(found.get(_DATA, b"")) == element.data.split()[1]
 
     def _commit(self, messages: Sequence[Message], subjects: Sequence[str]) -> None:
         self._raise(self._connection.transaction(messages), subjects)
@@ -199,25 +205,29 @@ class Nftables:
 def render(*, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> str:
     """One change as nft's own text: what tests, logs and a dry run show."""
     return "".join(
-        f"{verb} element {e.family} {e.table} {e.set} {{ {' . '.join(map(_printed, e.types, e.key))} }}\n"
+        f"{verb} element {e.family} {e.table} {e.set} {{ {_printed(e, with_data=verb == 'add')} }}\n"
         for verb, elements in (("delete", delete), ("add", add))
         for e in elements
     )
 
 
-def render_load(family: str, table: str, text: str, old: Sequence[str] = ()) -> str:
-    """The script that puts a table's text in place of its `old` chains, keeping the elements of its sets."""
-    # The first two lines let the rest run on a table that is there, half there, or not there at all.
-    lines = [f"add table {family} {table}", f"flush table {family} {table}"]
+def render_load(family: str, table: str, version: str, text: str, present: Sequence[str] = ()) -> str:
+    """The script that loads a table's text over the chains `present`: elements and chains of no text stay.
+
+    Chains the text declares are filled anew; those of an older version go.
+    """
+    declared = set(_CHAIN.findall(text))
+    old = [name for name in present if is_newer(version, name)]
+    lines = [f"flush chain {family} {table} {name}" for name in present if name in declared or name in old]
     lines += [f"delete chain {family} {table} {name}" for name in old]
-    return "\n".join(lines) + "\n" + text
+    return "".join(f"{line}\n" for line in lines) + text
 
 
 def is_newer(chain: str, version: str) -> bool:
     """Whether a chain is the later version of what `version` names: `guard_v3` of `guard_v2`."""
     base, _, number = version.rpartition("_v")
     other_base, _, other = chain.rpartition("_v")
-    return base == other_base and other.isdecimal() and int(other) > int(number)
+    return base == other_base and number.isdecimal() and other.isdecimal() and int(other) > int(number)
 
 
 def explained(error: int, subject: str) -> NftError:
@@ -284,8 +294,10 @@ def _padded(field: bytes) -> bytes:
     return field + b"\0" * (-len(field) % 4)
 
 
-def _printed(kind: str, value: str) -> str:
-    return f'"{value}"' if kind == "ifname" else value
+def _printed(element: Element, *, with_data: bool) -> str:
+    parts = [f'"{part}"' if kind == "ifname" else part for kind, part in zip(*element[3:5], strict=True)]
+    data = f" : {element.data}" if element.data and with_data else ""
+    return " . ".join(parts) + data
 
 
 def _describe(element: Element) -> str:
@@ -303,19 +315,30 @@ def _where(element: Element) -> tuple[bytes, bytes]:
 def _members(element: Element) -> Iterator[bytes]:
     """The element as the kernel wants it: a tree of single values takes an interval's two ends apart."""
     key, end = encode(element)
-    if not end:
-        yield nested(1, _data(_KEY, key))
-    elif len(element.types) > 1:
-        yield nested(1, _data(_KEY, key), _data(_KEY_END, end))
-    else:
-        yield nested(1, _data(_KEY, key))
-        if any(byte != 0xFF for byte in end):
-            after = (int.from_bytes(end) + 1).to_bytes(len(end))
-            yield nested(1, _data(_KEY, after), attribute(_FLAGS, struct.pack("!I", _INTERVAL_END)))
+    data = _verdict(element.data) if element.data else b""
+    if end and len(element.types) > 1:
+        yield nested(1, _data(_KEY, key), _data(_KEY_END, end), data)
+        return
+    yield nested(1, _data(_KEY, key), data)
+    if end and any(byte != 0xFF for byte in end):
+        after = (int.from_bytes(end) + 1).to_bytes(len(end))
+        yield nested(1, _data(_KEY, after), attribute(_FLAGS, struct.pack("!I", _INTERVAL_END)))
+
+
+def _verdict(data: str) -> bytes:
+    verb, chain = data.split()
+    code = attribute(_VERDICT_CODE, struct.pack("!i", _JUMPS[verb]))
+    return nested(_DATA, nested(_VERDICT, code, wire.string(_VERDICT_CHAIN, chain)))
+
+
+def _verdict_chain(data: bytes) -> str:
+    """The chain of a verdict, "" where there is none."""
+    verdict = attributes(attributes(data).get(_VERDICT, b""))
+    return text(verdict.get(_VERDICT_CHAIN, b""))
 
 
 def _deletion(element: Element) -> Message:
-    elements = nested(3, *_members(element))
+    elements = nested(3, *_members(element._replace(data="")))
     return wire.message(wire.DELSETELEM, element.family, *_where(element), elements)
 
 
@@ -361,6 +384,5 @@ def _target(expression: bytes) -> str:
     found = attributes(expression)
     if text(found.get(1, b"")) != "immediate":
         return ""
-    data = attributes(attributes(found.get(2, b"")).get(2, b""))
-    verdict = attributes(data.get(2, b""))
-    return text(verdict.get(2, b""))
+    immediate = attributes(found.get(2, b""))
+    return _verdict_chain(immediate.get(2, b""))

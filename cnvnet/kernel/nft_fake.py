@@ -44,30 +44,33 @@ class FakeNft:
         chain = self.chain(family, table, version)
         if chain is not None and chain.use > 0:
             return
-        old = list(self.tables.setdefault((family, table), FakeTable()).chains)
-        if not any(is_newer(name, version) for name in old):
-            self.run(render_load(family, table, text, old))
+        present = list(self.tables.setdefault((family, table), FakeTable()).chains)
+        if not any(is_newer(name, version) for name in present):
+            self.run(render_load(family, table, version, text, present))
 
     def change(self, *, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> None:
         for element in add:
             if self._set(element) is None:
                 raise explained(errno.ENOENT, f"set {element.family} {element.table} {element.set}")
+        before = deepcopy(self.tables)
         for element in delete:
             (self._set(element) or {}).pop(encode(element), None)
         for element in add:
-            found = self._set(element)
-            assert found is not None
-            found[encode(element)] = element
+            if (self._set(element) or {}).get(encode(element), element) != element:
+                self.tables = before
+                raise explained(errno.EEXIST, f"set {element.family} {element.table} {element.set}")
+            self.tables[element[:2]].sets[element.set][encode(element)] = element
 
     def missing(self, elements: Sequence[Element]) -> list[Element]:
-        return [element for element in elements if encode(element) not in (self._set(element) or {})]
+        return [e for e in elements if (found := (self._set(e) or {}).get(encode(e))) is None or found != e]
 
     def chain(self, family: str, table: str, name: str) -> Chain | None:
         found = self.tables.get((family, table), FakeTable())
         if name not in found.chains:
             return None
         jumps = [rule for rules in found.chains.values() for rule in rules if rule.target == name]
-        return Chain(name, len(found.chains[name]) + len(jumps))
+        entries = [e for of in found.sets.values() for e in of.values() if e.data.endswith(f" {name}")]
+        return Chain(name, len(found.chains[name]) + len(jumps) + len(entries))
 
     def rules(self, family: str, table: str, chain: str) -> list[Rule]:
         return list(self.tables.get((family, table), FakeTable()).chains.get(chain, ()))

@@ -1,16 +1,18 @@
 """ipMasq: what a pod sends beyond its own subnet leaves the host with the host's address.
 
-The table `inet cnv_masquerade` is constant; a pod's address is an element in two of its sets. A VM's next
-pod has the address of the one before, and the runtime may add the next before it deletes the last: so each
-address has a folder of markers, one per attachment that wants it masqueraded, and only the last to go takes
-the elements along.
+The table `inet cnv_masquerade` is constant but for a chain per subnet; a pod's address is an element of a
+map that leads to the chain of its subnet. (A set of address and subnet would say the same without chains,
+but it takes the kernel 100 ms to delete from one of 4,000.)
 
-A marker is a symbolic link, which comes into being whole: `<folder>/<address>/<attachment>` -> `v1
-<address>/<prefix>`.
+A VM's next pod has the address of the one before, and the runtime may add the next before it deletes the
+last. So each address has a folder of markers, one per attachment that wants it masqueraded, and only the
+last to go takes the element along. A marker is a symbolic link, which comes into being whole:
+`<folder>/<address>/<attachment>` -> `v1 <address>/<prefix>`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -21,7 +23,7 @@ from typing import Final, NamedTuple
 from cnvnet.attachments import Attachments, Key
 from cnvnet.cni.errors import IO_FAILURE, CNIError
 from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Element, Nft
+from cnvnet.kernel.nft import Element, Nft, NftError
 
 FAMILY: Final = "inet"
 TABLE: Final = "cnv_masquerade"
@@ -29,17 +31,16 @@ VERSION: Final = "masquerade_v1"
 # Sets keep their types; rules change together with VERSION.
 TEXT: Final = """\
 table inet cnv_masquerade {
-	set pods4 { type ipv4_addr; }
-	set pods6 { type ipv6_addr; }
-
-	# A pod's address and its own subnet, where it is known by its own address.
-	set local4 { type ipv4_addr . ipv4_addr; flags interval; }
-	set local6 { type ipv6_addr . ipv6_addr; flags interval; }
+	# A pod's address leads to the chain of its subnet, inside which it is known by its own address.
+	map pods4 { type ipv4_addr : verdict; }
+	map pods6 { type ipv6_addr : verdict; }
 
 	chain masquerade_v1 {
 		type nat hook postrouting priority srcnat; policy accept;
-		ip saddr @pods4 ip daddr != 224.0.0.0/4 ip saddr . ip daddr != @local4 masquerade
-		ip6 saddr @pods6 ip6 daddr != ff00::/8 ip6 saddr . ip6 daddr != @local6 masquerade
+		ip daddr 224.0.0.0/4 return
+		ip6 daddr ff00::/8 return
+		ip saddr vmap @pods4
+		ip6 saddr vmap @pods6
 	}
 }
 """
@@ -60,13 +61,17 @@ class Masquerade(NamedTuple):
         """Masquerades the addresses for an attachment; again is fine. Raises NftError, and CNIError 5."""
         with self.attachments.shared(_LOCK):
             nft.ensure(FAMILY, TABLE, VERSION, TEXT)
-            stale: list[Element] = []
             for address in addresses:
                 self._mark(key, address)
-                # Two subnets for one address would overlap in the set: the newer pod is right.
-                stale += [e for other in self._owners(address).values() for e in elements(other)]
-            wanted = [element for address in addresses for element in elements(address)]
-            nft.change(add=wanted, delete=[element for element in stale if element not in wanted])
+                _ensure_subnet(nft, address)
+            wanted = [element(address) for address in addresses]
+            try:
+                nft.change(add=wanted)
+            except NftError as e:
+                if e.errno not in (errno.EEXIST, errno.EBUSY):
+                    raise
+                # An address that led to another subnet until now: the newer pod is right.
+                nft.change(add=wanted, delete=wanted)
 
     def remove(self, nft: Nft, key: Key, addresses: Sequence[Interface]) -> None:
         """The attachment wants its addresses masqueraded no more; again, or never added, is fine."""
@@ -79,19 +84,18 @@ class Masquerade(NamedTuple):
         kept = {_marker(Key(plugin, network, *pair)) for pair in keep}
         with self._locked_if_possible():
             for name in _listing(self.folder):
-                for owner, address in self._owners(ip_interface(name)).items():
+                for owner in _listing(os.path.join(self.folder, name)):
                     if owner.startswith(_of_network(plugin, network)) and owner not in kept:
-                        self._remove(nft, owner, address)
+                        self._remove(nft, owner, ip_interface(name))
 
     def _remove(self, nft: Nft, owner: str, address: Interface) -> None:
-        folder, owners = self._place(address), self._owners(address)
-        # The marker tells which subnet was added, whatever the caller takes it to be.
-        gone = elements(owners.pop(owner, address))
+        folder = self._place(address)
         _remove_path(os.unlink, os.path.join(folder, owner))
-        wanted = elements(list(owners.values())[-1]) if owners else []
-        nft.change(add=wanted, delete=[element for element in gone if element not in wanted])
-        if not owners:
-            _remove_path(os.rmdir, folder)
+        if set(_listing(folder)) - {owner}:
+            return
+        # Last of all the folder: killed before that, the next DEL does it all again.
+        nft.change(delete=[element(address)])
+        _remove_path(os.rmdir, folder)
 
     def _mark(self, key: Key, address: Interface) -> None:
         folder, target = self._place(address), _MARK + address.with_prefixlen
@@ -106,15 +110,6 @@ class Masquerade(NamedTuple):
                     os.symlink(target, path)
         except OSError as e:
             raise CNIError(IO_FAILURE, f"{path}: {e.strerror}") from e
-
-    def _owners(self, address: Interface) -> dict[str, Interface]:
-        """Who wants this address masqueraded, and in which subnet each takes it to be."""
-        folder = self._place(address)
-        targets = {name: os.readlink(os.path.join(folder, name)) for name in _listing(folder)}
-        return {
-            name: ip_interface(target.removeprefix(_MARK)) if target.startswith(_MARK) else address
-            for name, target in targets.items()
-        }
 
     def _place(self, address: Interface) -> str:
         return os.path.join(self.folder, str(address.ip))
@@ -134,21 +129,39 @@ class Masquerade(NamedTuple):
             lock.__exit__(None, None, None)
 
 
-def elements(address: Interface) -> list[Element]:
-    """What the table's sets hold for a pod's address."""
-    kind, suffix = ("ipv4_addr", "4") if isinstance(address, IPv4Interface) else ("ipv6_addr", "6")
-    own, subnet = str(address.ip), str(address.network)
-    return [
-        Element(FAMILY, TABLE, f"pods{suffix}", (kind,), (own,)),
-        Element(FAMILY, TABLE, f"local{suffix}", (kind, kind), (own, subnet)),
-    ]
+def element(address: Interface) -> Element:
+    """What a map of the table holds for a pod's address."""
+    kind, name = ("ipv4_addr", "pods4") if isinstance(address, IPv4Interface) else ("ipv6_addr", "pods6")
+    return Element(FAMILY, TABLE, name, (kind,), (str(address.ip),), f"goto {_subnet_chain(address)}")
 
 
 def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
-    """What CHECK should find and does not; the addresses' elements all, where the table is not loaded."""
-    wanted = [element for address in addresses for element in elements(address)]
+    """The elements of those addresses that are not masqueraded as they should be; for CHECK."""
     chain = nft.chain(FAMILY, TABLE, VERSION)
-    return nft.missing(wanted) if chain is not None and chain.use > 0 else wanted
+    loaded = chain is not None and chain.use > 0
+    return [
+        element(address)
+        for address in addresses
+        if not loaded or not _has_subnet(nft, address) or nft.missing([element(address)])
+    ]
+
+
+def _ensure_subnet(nft: Nft, address: Interface) -> None:
+    """The chain for a subnet's pods, made with its first one and never deleted: there are few subnets."""
+    if _has_subnet(nft, address):
+        return
+    chain = f"{FAMILY} {TABLE} {_subnet_chain(address)}"
+    rule = f"{'ip' if address.version == 4 else 'ip6'} daddr != {address.network} masquerade"
+    nft.run(f"add chain {chain}\nflush chain {chain}\nadd rule {chain} {rule}\n")
+
+
+def _has_subnet(nft: Nft, address: Interface) -> bool:
+    return bool(nft.rules(FAMILY, TABLE, _subnet_chain(address)))
+
+
+def _subnet_chain(address: Interface) -> str:
+    # nft's names have no colons.
+    return f"beyond_{str(address.network).replace(':', '-')}"
 
 
 def _marker(key: Key) -> str:
