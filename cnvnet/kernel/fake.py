@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from cnvnet.kernel import nft as nft_module
@@ -92,15 +92,15 @@ class FakeKernel:
     # what the Protocol asks for
 
     @contextmanager
-    def stack(self, netns: Netns | None = None) -> Iterator[Stack]:
+    def stack(self, netns: Netns | None = None) -> Generator[Stack]:
         yield FakeStack(self, self.namespace_of(netns))
 
     @contextmanager
-    def nft(self, netns: Netns | None = None) -> Iterator[Nft]:
+    def nft(self, netns: Netns | None = None) -> Generator[Nft]:
         yield _FailingNft(self, self.nft_of(self.namespace_of(netns)))
 
     @contextmanager
-    def netns(self, path: str) -> Iterator[Netns]:
+    def netns(self, path: str) -> Generator[Netns]:
         if path in self._files:
             raise NotANamespace(path, "not a namespace")
         if path not in self._namespaces:
@@ -175,7 +175,7 @@ class FakeStack:
         return created
 
     @contextmanager
-    def changes(self) -> Iterator[Changes]:
+    def changes(self) -> Generator[Changes]:
         yield _FakeChanges(self._namespace)
 
     def _perform(self, operation: Operation) -> FakeLink | None:

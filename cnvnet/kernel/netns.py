@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 from _thread import get_ident
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -49,7 +49,7 @@ class LostNamespace(BaseException):
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Netns]:
+def opened(path: str) -> Generator[Netns]:
     """The network namespace at `path`, open until the end of the block.
 
     Raises FileNotFoundError when there is nothing, NotANamespace when it is something else, OSError
@@ -68,7 +68,7 @@ def own_inode() -> int:
 
 
 @contextmanager
-def entered(netns: Netns) -> Iterator[None]:
+def entered(netns: Netns) -> Generator[None]:
     """The calling thread is inside `netns` until the end of the block, which must not enter another.
 
     For a few system calls at a time: no callbacks, no yields to other code. Raises OSError when the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, Protocol
 
@@ -195,7 +195,7 @@ class NetlinkStack:
         return created
 
     @contextmanager
-    def changes(self) -> Iterator[Changes]:
+    def changes(self) -> Generator[Changes]:
         with _inside(self._netns):
             listener = Socket()
         with listener:
@@ -226,6 +226,8 @@ class NetlinkStack:
     def _refused(self, operation: Operation, refusal: OSError) -> KernelError:
         number = refusal.errno or errno.EIO
         reason = refusal.text if isinstance(refusal, NetlinkError) else os.strerror(number).lower()
+        if refusal.filename is not None:
+            reason = f"{refusal.filename}: {reason}"  # /dev/net/tun, where the module tun is not loaded
         return KernelError(number, f"{describe(operation, self._name_of(operation))}: {reason}", operation)
 
     def _name_of(self, operation: Operation) -> str:
@@ -249,7 +251,7 @@ class LinuxKernel:
     """The kernel this program runs on."""
 
     @contextmanager
-    def stack(self, netns: Netns | None = None) -> Iterator[Stack]:
+    def stack(self, netns: Netns | None = None) -> Generator[Stack]:
         with _inside(netns):
             socket = Socket()
         with socket:

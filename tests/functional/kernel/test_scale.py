@@ -1,0 +1,67 @@
+"""Many links at once: answers stay complete, nothing waits forever."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cnvnet.kernel import netns
+from cnvnet.kernel.links import CreateVeth, DeleteLink, VethPeer, encode_veth
+from cnvnet.kernel.netlink import Socket
+from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.stack import LinuxKernel, NetlinkStack
+from tests.harness import namespace
+
+
+@pytest.fixture
+def crowded() -> Iterator[tuple[Netns, set[str]]]:
+    """A namespace with four thousand links, and their names."""
+    pairs = [(f"near{number}", f"far{number}") for number in range(2000)]
+    with namespace() as path, netns.opened(path) as target:
+        with netns.entered(target):
+            socket = Socket()
+        with socket:
+            messages = [encode_veth(CreateVeth(near, VethPeer(far), up=False)) for near, far in pairs]
+            assert set(socket.batch(messages)) == {None}
+        yield target, {name for pair in pairs for name in pair}
+
+
+def test_a_listing_of_four_thousand_links_is_complete_while_others_come_and_go(
+    crowded: tuple[Netns, set[str]],
+) -> None:
+    target, names = crowded
+    kernel = LinuxKernel()
+    over = threading.Event()
+
+    def churn() -> None:
+        with kernel.stack(target) as stack:
+            while not over.is_set():
+                [made] = stack.apply(CreateVeth("passing", VethPeer("by"), up=False))
+                stack.apply(DeleteLink(made.ifindex))
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        with kernel.stack(target) as stack:
+            for _ in range(3):
+                listed = [link.name for link in stack.links()]
+                assert names <= set(listed)
+                assert len(set(listed)) == len(listed)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_batch_reports_each_refusal_and_does_the_rest() -> None:
+    wanted = [CreateVeth(f"near{number}", VethPeer(f"far{number}"), up=False) for number in range(40)]
+    with namespace() as path, netns.opened(path) as target:
+        with netns.entered(target):
+            socket = Socket()
+        with socket:
+            outcome = socket.batch([encode_veth(veth) for veth in [*wanted, wanted[7], *wanted[:1]]])
+            names = {link.name for link in NetlinkStack(socket, target).links()}
+    assert [error.errno if error else 0 for error in outcome] == [*[0] * 40, errno.EEXIST, errno.EEXIST]
+    assert {veth.name for veth in wanted} <= names
