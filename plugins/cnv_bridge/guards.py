@@ -27,7 +27,8 @@ VERSION: Final = "guard_v1"
 # still holds the tag of a tagged frame. So all protocols are told apart by `meta`, and header fields are raw
 # (@th is the transport header, found behind all IPv6 extension headers) where nft would add that look. It
 # also has no name for the target of an NA, and cannot list a set of raw fields after `meta protocol`: that
-# is why chains are many.
+# is why chains are many. Protocols are numbers (ICMP 1, IGMP 2, UDP 17, ICMPv6 58): nft looks names up in
+# /etc/protocols, which a small system or container lacks.
 TEXT: Final = """\
 table bridge cnv_bridge {
 	counter spoofed_mac { packets 0 bytes 0; }
@@ -106,8 +107,8 @@ table bridge cnv_bridge {
 
 	chain ipv4_packet {
 		iifname @ip_ports jump ipv4_source
-		meta l4proto udp iifname @dhcp_ports jump dhcp_server
-		meta l4proto icmp iifname @ra_ports @th,0,8 { 5, 9 } counter name router drop
+		meta l4proto 17 iifname @dhcp_ports jump dhcp_server
+		meta l4proto 1 iifname @ra_ports @th,0,8 { 5, 9 } counter name router drop
 		meta l4proto != 255 accept
 		counter name malformed drop
 	}
@@ -115,8 +116,8 @@ table bridge cnv_bridge {
 	# Without an address one may ask for one, and report groups (RFC 3376, 4.2.13).
 	chain ipv4_source {
 		iifname . ip saddr @ipv4 return
-		meta protocol ip ip saddr 0.0.0.0 meta l4proto udp udp sport 68 udp dport 67 return
-		meta protocol ip ip saddr 0.0.0.0 meta l4proto igmp return
+		meta protocol ip ip saddr 0.0.0.0 meta l4proto 17 udp sport 68 udp dport 67 return
+		meta protocol ip ip saddr 0.0.0.0 meta l4proto 2 return
 		counter name spoofed_ipv4 drop
 	}
 
@@ -129,9 +130,9 @@ table bridge cnv_bridge {
 	chain ipv6_packet {
 		meta protocol ip6 exthdr frag exists jump ipv6_fragment
 		iifname @ip_ports jump ipv6_source
-		meta l4proto udp iifname @dhcp_ports jump dhcp_server
-		meta l4proto ipv6-icmp iifname @ra_ports @th,0,8 { 134, 137 } counter name router drop
-		meta l4proto ipv6-icmp iifname @ip_ports goto neighbour
+		meta l4proto 17 iifname @dhcp_ports jump dhcp_server
+		meta l4proto 58 iifname @ra_ports @th,0,8 { 134, 137 } counter name router drop
+		meta l4proto 58 iifname @ip_ports goto neighbour
 		meta l4proto != 255 accept
 		counter name malformed drop
 	}
@@ -139,7 +140,7 @@ table bridge cnv_bridge {
 	# ND is never fragmented (RFC 6980), and a first fragment holds all headers (RFC 7112): else they are
 	# hidden.
 	chain ipv6_fragment {
-		meta l4proto ipv6-icmp @th,0,8 133-137 counter name fragmented_nd drop
+		meta l4proto 58 @th,0,8 133-137 counter name fragmented_nd drop
 		meta l4proto != 255 return
 		counter name fragmented_nd drop
 	}
@@ -147,7 +148,7 @@ table bridge cnv_bridge {
 	# From :: only DAD, RS, and MLD come (RFC 4862, RFC 4861, RFC 3590).
 	chain ipv6_source {
 		iifname . ip6 saddr @ipv6 return
-		meta protocol ip6 ip6 saddr :: meta l4proto ipv6-icmp @th,0,8 { 131, 132, 133, 135, 143 } return
+		meta protocol ip6 ip6 saddr :: meta l4proto 58 @th,0,8 { 131, 132, 133, 135, 143 } return
 		counter name spoofed_ipv6 drop
 	}
 
