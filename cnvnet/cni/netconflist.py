@@ -66,8 +66,8 @@ def plugin_config(
 ) -> bytes:
     """The stdin of one plugin: its object plus what the runtime adds.
 
-    Of `capability_args` it gets those that its `capabilities` declare. `valid_attachments`, for GC, goes under
-    the spec's key and the older one; None leaves both out.
+    Of `capability_args` it gets those that its `capabilities` declare. `valid_attachments`, for GC, goes
+    under the spec's key and the older one; None leaves both out.
     """
     document: dict[str, Any] = {**plugin, "name": network.name, "cniVersion": network.cni_version}
     if previous is not None:
