@@ -48,6 +48,7 @@ _RECEIVE_SIZE: Final = 65536
 # Replies wait in the socket's queue (212,992 bytes by default) until send() returns; an echoed link takes
 # up to 4 KiB there, so that many messages are always safe.
 _CHUNK: Final = 32
+_CHUNK_BYTES: Final = 65536
 # A dump is repeated when links come or go while it runs, which under 16 busy threads happens many times in
 # a row.
 _DUMP_ATTEMPTS: Final = 200
@@ -129,14 +130,13 @@ class Socket:
                 raise _failure(raw) or NetlinkError(errno.EPROTO, "acknowledged without an answer")
 
     def batch(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
-        """Sends many messages, 32 in one send(), and returns what became of each.
+        """Sends many messages, up to 32 in one send(), and returns what became of each.
 
         The kernel goes on after a message it refuses: this is for messages that do not depend on one
         another.
         """
         outcome: list[NetlinkError | None] = []
-        for start in range(0, len(messages), _CHUNK):
-            chunk = messages[start : start + _CHUNK]
+        for chunk in _chunks(messages):
             first = self._sequence + 1
             self._sequence += len(chunk)
             self._socket.send(b"".join(_pack(m, ACK, first + i) for i, m in enumerate(chunk)))
@@ -219,6 +219,19 @@ class Socket:
                 raise NetlinkError(errno.EPROTO, f"a message of {length} bytes in {end - offset}")
             yield kind, flags, sequence, data[offset : offset + length]
             offset += (length + 3) & ~3
+
+
+def _chunks(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    chunk: list[Message] = []
+    size = 0
+    for message in messages:
+        if chunk and (len(chunk) == _CHUNK or size + len(message.body) > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(message)
+        size += len(message.body)
+    if chunk:
+        yield chunk
 
 
 def _pack(message: Message, flags: int, sequence: int) -> bytes:

@@ -64,7 +64,7 @@ def opened(path: str) -> Generator[Netns]:
 
 def own_inode() -> int:
     """The inode of the calling thread's own network namespace."""
-    return os.stat(OWN_PATH).st_ino
+    return _own().st_ino
 
 
 @contextmanager
@@ -93,6 +93,14 @@ def entered(netns: Netns) -> Generator[None]:
         os.close(home)
 
 
+def _own() -> os.stat_result:
+    try:
+        return os.stat(OWN_PATH)
+    except FileNotFoundError as e:
+        # Not to be taken for a pod's namespace that is gone.
+        raise OSError(errno.EIO, f"{OWN_PATH} is missing: /proc is not mounted") from e
+
+
 def _open(path: str) -> int:
     try:
         # Tenants may choose the path: a FIFO must not block us and a terminal must not become ours.
@@ -109,7 +117,7 @@ def _checked(path: str, fd: int) -> Netns:
     found = os.fstat(fd)
     # All namespaces live on one nsfs mount of the kernel's own: this is fstatfs's NSFS_MAGIC test without
     # ctypes, and it comes before the ioctl, whose number may mean something else to another kind of file.
-    if found.st_dev != os.stat(OWN_PATH).st_dev:
+    if found.st_dev != _own().st_dev:
         raise NotANamespace(path, "not a namespace")
     if fcntl.ioctl(fd, _NS_GET_NSTYPE) != _CLONE_NEWNET:
         raise NotANamespace(path, "a namespace of another kind than network")

@@ -177,6 +177,10 @@ def test_a_batch_goes_out_in_chunks_and_every_verdict_finds_its_message() -> Non
     outcome = scripted.batch([QUERY] * 100)
     assert len(scripted.sent) == 4
     assert [error is not None for error in outcome] == [number % 7 == 0 for number in range(1, 101)]
+    scripted = Echoing()
+    trunk = Message(19, 0, bytes(30000))
+    assert len(scripted.batch([trunk] * 5)) == 5
+    assert [len(data) for data in scripted.sent] == [2 * 30016, 2 * 30016, 30016]
 
 
 @given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=64)), unique_by=lambda one: one[0]))

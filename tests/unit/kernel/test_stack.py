@@ -1,0 +1,72 @@
+"""How operations read in messages, and what a sysctl's key may be."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from cnvnet.kernel.addresses import AddAddress, DeleteAddress
+from cnvnet.kernel.links import (
+    ChangeLink,
+    CreateBridge,
+    CreateDummy,
+    CreateVeth,
+    DeleteGroup,
+    DeleteLink,
+    VethPeer,
+)
+from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
+from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
+from cnvnet.kernel.stack import Operation, describe
+from cnvnet.kernel.sysctl import NamespaceSysctls
+from cnvnet.kernel.tap import CreateTap
+from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
+
+ADDRESS = ip_interface("10.0.0.1/24")
+ROUTE = Route(ip_network("10.9.0.0/16"), 7, ip_address("10.0.0.9"))
+NEIGHBOUR = Neighbour(7, ip_address("10.0.0.9"), "02:00:00:00:00:01")
+RANGES = (VlanRange(33, 33), VlanRange(100, 199))
+TEXTS: dict[str, Operation] = {
+    "create bridge br0": CreateBridge("br0"),
+    "create veth veth0 with peer eth0": CreateVeth("veth0", VethPeer("eth0")),
+    "create dummy d0": CreateDummy("d0"),
+    "create tap tap0": CreateTap("tap0"),
+    "change eth0": ChangeLink(7, up=True),
+    "delete eth0": DeleteLink(7),
+    "delete link group 77": DeleteGroup(77),
+    "add address 10.0.0.1/24 on eth0": AddAddress(7, ADDRESS),
+    "delete address 10.0.0.1/24 on eth0": DeleteAddress(7, ADDRESS),
+    "add route 10.9.0.0/16 via 10.0.0.9 on eth0": AddRoute(ROUTE),
+    "delete route 10.9.0.0/16 on eth0": DeleteRoute(ROUTE._replace(gw=None)),
+    "add neighbour 10.0.0.9 on eth0": AddNeighbour(NEIGHBOUR),
+    "delete neighbour 10.0.0.9 on eth0": DeleteNeighbour(NEIGHBOUR),
+    "add vlans 33,100-199 on eth0": AddVlans(7, RANGES),
+    "delete vlans 33,100-199 on eth0": DeleteVlans(7, RANGES),
+}
+
+
+@pytest.mark.parametrize(("text", "operation"), TEXTS.items(), ids=TEXTS)
+def test_an_operation_reads_as_what_was_asked_of_which_link(text: str, operation: Operation) -> None:
+    assert describe(operation, "eth0") == text
+
+
+def test_every_operation_can_be_read() -> None:
+    assert {type(operation) for operation in TEXTS.values()} == set(Operation.__args__)
+
+
+def test_a_link_without_a_name_goes_by_its_index() -> None:
+    assert describe(AddAddress(7, ADDRESS)) == "add address 10.0.0.1/24 on link 7"
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "net/../../etc/passwd", "net/ipv4/conf/./x", "net//x"])
+def test_a_sysctls_key_never_leads_elsewhere(key: str) -> None:
+    with pytest.raises(ValueError, match="not a path below /proc/sys"):
+        NamespaceSysctls().get(key)
+    with pytest.raises(ValueError, match="not a path below /proc/sys"):
+        NamespaceSysctls().set(key, "1")
+
+
+def test_a_sysctl_this_kernel_does_not_have_has_no_value() -> None:
+    assert NamespaceSysctls().get("net/ipv4/conf/no-such-link/forwarding") is None
+    assert NamespaceSysctls().get("net/ipv4/ip_forward") in ("0", "1")
