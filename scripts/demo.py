@@ -66,7 +66,7 @@ def step(title: str) -> None:
 
 
 def tell(text: str) -> None:
-    console.print(Padding(text, (0, 0, 0, 3)))
+    console.print(Padding(text, (0, 0, 0, 3), expand=False))
 
 
 def run(*argv: str, check: bool = True) -> str:
@@ -194,7 +194,7 @@ def show(title: str, *vms: Vm) -> None:
         table.add_column(column, no_wrap=True)
     for vm in vms:
         table.add_row(vm.name, vm.pod, IFNAME, str(vm.ip), vm.mac, vm.port)
-    console.print(Padding(table, (1, 0, 0, 3)))
+    console.print(Padding(table, (1, 0, 0, 3), expand=False))
 
 
 def try_frames(sender: Vm, target: Vm) -> None:
