@@ -164,7 +164,7 @@ def _join_as_target(ledger: Ledger, asked: Asked, lease: Lease | None) -> Lease:
             )
     if asked.mac and lease.mac not in ("", asked.mac):
         diagnostics.say(f"{asked.mac_where}: {asked.mac} ignored: {asked.key} is migrating with {lease.mac}")
-    after = hold(lease, asked.holder)
+    after = hold(lease, asked.holder)._replace(vm_uid=lease.vm_uid or asked.vm_uid)
     ledger.change(lease, after, until=0)
     return after
 
@@ -177,11 +177,9 @@ def _succeed(ledger: Ledger, asked: Asked, stored: Lease, alive: Lease) -> tuple
     """Another VM has come under the same name: what it inherits of the lease, as stored and as it is now."""
     others = _others(alive, asked.holder)
     if others:
-        raise CNIError(
-            TRY_AGAIN_LATER,
-            f"{asked.key}: another VM of this name (UID {stored.vm_uid}) still has {_listed(stored.ips)} in "
-            f"container {others[0].container_id}",
-        )
+        ips = ", ".join(map(str, stored.ips))
+        user = f"another VM of this name (UID {stored.vm_uid}) still has {ips}"
+        raise CNIError(TRY_AGAIN_LATER, f"{asked.key}: {user} in container {others[0].container_id}")
     if stored.release == NEVER:
         return stored, alive
     ledger.change(stored, None, until=asked.now + stored.cooldown if stored.cooldown else 0)
@@ -190,18 +188,21 @@ def _succeed(ledger: Ledger, asked: Asked, stored: Lease, alive: Lease) -> tuple
 
 def _lease_for(ledger: Ledger, asked: Asked, lease: Lease | None) -> Lease:
     """What the key is to have after this ADD, given what it has."""
-    ips, mac = _addresses(ledger, asked, lease)
+    ips, former_mac = _addresses(ledger, asked, lease)
+    mac = _mac(ledger, asked, lease.mac if lease is not None else former_mac, ips)
     if lease is not None and (others := _others(lease, asked.holder)):
-        lost = [ip for ip in lease.ips if ip not in ips]
+        lost = [str(ip) for ip in lease.ips if ip not in ips]
+        if lease.mac not in ("", mac):
+            lost.append(lease.mac)
         if lost:
             # Freed now, it could be another VM's while the old pod still uses it.
             user = f"container {others[0].container_id} has it"
-            raise CNIError(TRY_AGAIN_LATER, f"{asked.key}: {_listed(lost)} cannot be given up while {user}")
+            text = f"{asked.key}: {', '.join(lost)} cannot be given up while {user}"
+            raise CNIError(TRY_AGAIN_LATER, text)
     source = ", ".join(dict.fromkeys(wish.source for wish in asked.wishes))
     if not source and lease is not None and lease.ips == ips:
         source = lease.source
     base = lease if lease is not None else Lease(asked.key, ips)
-    mac = _mac(ledger, asked, lease.mac if lease is not None else mac, ips)
     changed = base._replace(
         ips=ips,
         mac=mac,
@@ -327,7 +328,3 @@ def _described(lease: Lease) -> str:
 def _full(network: str, given: RangeSet) -> CNIError:
     text = f"no IP addresses available in range set: {given.name}"
     return CNIError(TRY_AGAIN_LATER, f"network {network}: {text}")
-
-
-def _listed(ips: tuple[Address, ...] | list[Address]) -> str:
-    return ", ".join(str(ip) for ip in ips)

@@ -116,12 +116,12 @@ def same_vm(recorded: str, asked: str) -> bool:
 def hold(lease: Lease, holder: Holder) -> Lease:
     """The lease with this pod as a holder. A new active one makes the former active one `leaving`.
 
-    A repeated ADD of a pod that has meanwhile become active does not make it a target again.
+    A repeated ADD of a pod that has meanwhile become active does not take that from it.
     """
     known = lease.holder(holder.container_id, holder.ifname)
     if known is not None:
-        promoted = known.role == ACTIVE and holder.role == TARGET
-        holder = holder._replace(since=known.since, role=ACTIVE if promoted else holder.role)
+        role = ACTIVE if known.role == ACTIVE else holder.role
+        holder = holder._replace(since=known.since, role=role)
     others = [each for each in lease.holders if not each.is_of(holder.container_id, holder.ifname)]
     if holder.role == ACTIVE:
         others = [each._replace(role=LEAVING) if each.role == ACTIVE else each for each in others]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # Imported when a database is opened: 2 ms that VERSION and a refused configuration do not pay.
     import sqlite3
 
-# PRAGMA user_version. Raised with every change of the tables; `_migrate` brings an older file up to it.
+# PRAGMA user_version. Raised with every change of the tables; `migrate` brings an older file up to it.
 SCHEMA: Final = 1
 # PRAGMA application_id, so that somebody else's leases.db is not taken for ours: "cnvL".
 APPLICATION: Final = 0x636E764C
@@ -124,9 +124,7 @@ class Sqlite:
 
     def _ensure_room(self) -> None:
         # The folder may not be there before the first ADD; what counts then is where it would be made.
-        folder = self._folder
-        while not os.path.lexists(folder) and folder not in ("/", ""):
-            folder = os.path.dirname(folder)
+        folder = _nearest(self._folder)
         try:
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, "not writable")
@@ -209,13 +207,14 @@ class Sqlite:
         if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
             connection.execute("PRAGMA journal_mode=WAL")
         if found < SCHEMA:
-            _migrate(connection)
+            migrate(connection)
 
     def _unusable(self, e: OSError) -> CNIError:
         return CNIError(IO_FAILURE, f"{self.name}: {_reason(e.errno, e.strerror or str(e))}")
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a database, a new one too, to the present schema: all at once or not at all."""
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES:
         connection.execute(statement)
@@ -226,6 +225,13 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 def _number(connection: sqlite3.Connection, query: str) -> int:
     return int(connection.execute(query).fetchone()[0])
+
+
+def _nearest(folder: str) -> str:
+    """The folder, or the one above it that exists."""
+    if os.path.lexists(folder) or folder in ("/", ""):
+        return folder
+    return _nearest(os.path.dirname(folder))
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -293,6 +299,7 @@ class SqliteLedger:
     """The leases inside one transaction of the embedded store; see `store.Ledger`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
         self._run = connection.execute
 
     def get(self, key: Key) -> Lease | None:

@@ -61,7 +61,7 @@ class Config(NamedTuple):
         _ensure_one_per_family(wanted, request.cni_version)
         report = {"routes": ipam.raw("routes"), "dns": ipam.raw("dns")}
         written = parse_result(report, "1.1.0", ipam.where)
-        vm = identity.identify(fields, args, request.ifname)
+        vm = identity.identify(fields, args, storable(request.ifname))
         _ensure_store(ipam, in_kubernetes=identity.in_kubernetes(args))
         mac_where, mac = _mac(fields, args)
         return cls(
@@ -75,6 +75,11 @@ class Config(NamedTuple):
             mac=mac,
             mac_where=mac_where,
         )
+
+
+def storable(text: str) -> str:
+    """The text as a database can have it: bytes that are no UTF-8 (the kernel takes any) are spelled out."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def folder(request: Request) -> str:
@@ -178,9 +183,7 @@ def _octets(text: str, where: str) -> bytes:
         raise InvalidConfig(f'{where}: "{text[:64]}" is not two octets such as {MAC_PREFIX.hex(":")}')
     octets = bytes.fromhex("".join(groups))
     if octets[0] & 0b11 != 0b10:
-        raise InvalidConfig(
-            f"{where}: {text} is not of locally administered unicast MACs (x2, x6, xa or xe)"
-        )
+        raise InvalidConfig(f"{where}: {text} is not locally administered and unicast (x2, x6, xa or xe)")
     return octets
 
 
@@ -217,7 +220,7 @@ def _ensure_store(ipam: Fields, *, in_kubernetes: bool) -> None:
 
 def _folder(ipam: Fields, env: Mapping[str, str]) -> str:
     path = ipam.text("dataDir")
-    if path and (not os.path.isabs(path) or "\0" in path):
+    if path and not (os.path.isabs(path) and path.isprintable()):
         raise InvalidConfig(f"{ipam.path('dataDir')}: not an absolute path")
     return path or _statedir(env)
 

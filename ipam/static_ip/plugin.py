@@ -21,7 +21,7 @@ from cnvnet.ipam import allocator
 from cnvnet.ipam.allocator import Asked, Granted
 from cnvnet.ipam.lease import Holder, Key, Lease, is_dead
 from cnvnet.ipam.sqlite import Sqlite
-from cnvnet.ipam.static_ip.config import Config, folder
+from cnvnet.ipam.static_ip.config import Config, folder, storable
 from cnvnet.ipam.store import Store
 from cnvnet.vm.identity import ACTIVE
 
@@ -72,7 +72,7 @@ class StaticIP:
             )
             # Inside, so that a result that cannot be given leaves nothing.
             result = _result(granted.lease, config)
-        holder = granted.lease.holder(request.container_id, request.ifname)
+        holder = granted.lease.holder(request.container_id, storable(request.ifname))
         role = holder.role if holder is not None else asked.holder.role
         return Assignment(result, granted.lease.mac, role, granted, config.folder)
 
@@ -80,7 +80,11 @@ class StaticIP:
         """Undo `assign` because the ADD it was for came to nothing: the lease is as it was before."""
         with self._store(assignment.folder).transaction() as ledger:
             allocator.revert(
-                ledger, assignment.granted, request.container_id, request.ifname, now=int(time.time())
+                ledger,
+                assignment.granted,
+                request.container_id,
+                storable(request.ifname),
+                now=int(time.time()),
             )
 
     def release(self, request: Request) -> None:
@@ -89,7 +93,11 @@ class StaticIP:
         if store.exists():
             with store.transaction() as ledger:
                 allocator.release(
-                    ledger, request.name, request.container_id, request.ifname, now=int(time.time())
+                    ledger,
+                    request.name,
+                    request.container_id,
+                    storable(request.ifname),
+                    now=int(time.time()),
                 )
 
     def check(self, request: Request) -> None:
@@ -137,13 +145,13 @@ class StaticIP:
         if not store.exists():
             return None
         with store.transaction() as ledger:
-            return ledger.held_by(request.name, request.container_id, request.ifname)
+            return ledger.held_by(request.name, request.container_id, storable(request.ifname))
 
 
 def _key(request: Request, config: Config) -> Key:
     vm = config.vm
     if vm is None:
-        return Key(request.name, "", request.container_id, request.ifname)
+        return Key(request.name, "", request.container_id, storable(request.ifname))
     return Key(request.name, vm.namespace, vm.name, vm.interface)
 
 
@@ -151,9 +159,9 @@ def _asked(request: Request, config: Config) -> Asked:
     now = int(time.time())
     holder = Holder(
         container_id=request.container_id,
-        ifname=request.ifname,
+        ifname=storable(request.ifname),
         role=config.vm.role if config.vm is not None else ACTIVE,
-        netns=request.netns,
+        netns=storable(request.netns),
         inode=_inode(request.netns),
         boot_id=_boot_id(),
         since=now,
