@@ -203,6 +203,14 @@ def test_boot_settings_are_in_the_options_and_in_the_header() -> None:
     assert (named.bootp.sname.rstrip(b"\0"), named.bootp.file.rstrip(b"\0")) == (b"boot.example", b"")
 
 
+@pytest.mark.parametrize(("key", "size"), [("tftp_server", 64), ("boot_file", 128)])
+def test_a_text_field_of_the_header_always_ends_with_a_zero(key: str, size: int) -> None:
+    field = {"tftp_server": "sname", "boot_file": "file"}[key]
+    for length, expected in ((size - 1, b"x" * (size - 1)), (size, b"")):
+        seen = answered(discover4(wanting(3)), "offer", MASQUERADE._replace(**{key: "x" * length}))
+        assert bytes(getattr(seen.bootp, field)).rstrip(b"\0") == expected
+
+
 def test_the_clients_id_comes_back() -> None:
     client_id = ("client_id", b"\xff\x12\x34\x56\x78\0\x02\0\0\xab\x11")
     requested = ("requested_addr", "10.9.9.9")

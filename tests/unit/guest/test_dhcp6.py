@@ -86,7 +86,7 @@ def test_a_solicit_is_advertised_the_guests_address() -> None:
 
 
 def test_rapid_commit_saves_the_client_two_messages() -> None:
-    frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, d.DHCP6OptRapidCommit(), ia())
+    frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia(), d.DHCP6OptRapidCommit())
     packet = answered(frame, "rapid_reply", d.DHCP6_Reply)
     assert packet.haslayer(d.DHCP6OptRapidCommit)
     assert leases(packet) == [(OURS, 999 * 86400, 999 * 86400)]

@@ -50,7 +50,8 @@ def test_the_guest_learns_router_prefix_mtu_and_dns_and_to_ask_dhcpv6() -> None:
     packet = answered(solicitation())
     message = packet[nd.ICMPv6ND_RA]
     assert (message.M, message.O, message.routerlifetime, message.chlim) == (1, 1, 65535, 64)
-    assert (message.H, message.prf, message.reachabletime, message.retranstimer) == (0, 0, 0, 0)
+    assert bytes(message)[5] == 0b11000000
+    assert (message.reachabletime, message.retranstimer) == (0, 0)
     prefix = packet[nd.ICMPv6NDOptPrefixInfo]
     assert (prefix.prefix, prefix.prefixlen, prefix.L, prefix.A) == ("fd10:0:2::", 120, 1, 0)
     assert prefix.validlifetime == prefix.preferredlifetime == 999 * 86400

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.guest import services
+from cnvnet.guest import arp, dhcp4, dhcp6, ra, services
 from cnvnet.guest.settings import Neighbour, Settings
 from tests.unit.guest import witness
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
@@ -105,6 +105,23 @@ def _mutated(data: st.DataObject, body: bytes) -> bytes:
     end = data.draw(st.integers(8, len(changed)))
     place = data.draw(st.integers(0, end))
     return bytes(changed[:place]) + data.draw(st.binary(max_size=80)) + bytes(changed[place:end])
+
+
+@pytest.mark.parametrize("service", SOUND)
+def test_each_service_by_itself_passes_over_the_others_frames(service: str) -> None:
+    frame = SOUND[service]
+    assert GUEST.dhcp4 is not None
+    assert GUEST.dhcp6 is not None
+    assert GUEST.ra is not None
+    replies = {
+        "dhcp4": dhcp4.reply(GUEST.dhcp4, frame),
+        "dhcp6": dhcp6.reply(GUEST.dhcp6, frame),
+        "ra": ra.reply(GUEST.ra, frame),
+        "arp": arp.reply(GUEST.neighbours, frame),
+        "nd": arp.reply6(GUEST.neighbours, frame),
+    }
+    passed = [name for name, reply in replies.items() if reply == ((), "other_traffic")]
+    assert passed == [name for name in replies if name != service]
 
 
 def test_a_family_the_guest_does_not_have_is_passed_over() -> None:
