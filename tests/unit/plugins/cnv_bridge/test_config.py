@@ -13,6 +13,7 @@ from cnvnet.cni.errors import CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS
 from cnvnet.plugins.cnv_bridge.config import Config, Remnants
+from cnvnet.plugins.cnv_bridge.guards import Guards
 
 MAC = "02:00:00:00:00:07"
 
@@ -84,8 +85,9 @@ FLAGS = {
 
 @pytest.mark.parametrize(("key", "field"), FLAGS.items(), ids=FLAGS)
 def test_a_flag_is_read_in_any_case(key: str, field: str) -> None:
+    ipam = {"type": "host-local"} if key == "ipMasq" else None
     for spelling in (key, key.upper(), key.lower()):
-        assert getattr(parse(**{spelling: True}), field) is True
+        assert getattr(parse(**{spelling: True}, ipam=ipam), field) is True
         assert getattr(parse(**{spelling: None}), field) is False
 
 
@@ -118,8 +120,12 @@ def test_guards_against_rogue_servers_come_with_ipspoofchk_unless_said_otherwise
     assert (config.dhcp_guard, config.ra_guard) == (True, True)
     config = parse(ipspoofchk=True, ipam=ipam, raGuard=False)
     assert (config.dhcp_guard, config.ra_guard) == (True, False)
-    assert config.guarded
-    assert not parse().guarded
+    assert config.guards == Guards(ipspoofchk=True, dhcp_guard=True)
+    assert not any(parse().guards)
+
+
+def test_masquerading_is_about_addresses_only() -> None:
+    assert not parse(ipMasq=True).ip_masq
 
 
 TRUNKS: list[tuple[list[Any], Any]] = [
