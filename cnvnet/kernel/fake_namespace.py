@@ -191,6 +191,10 @@ class FakeNamespace:
         if wanted.up:
             link.namespace.set_up(link)
         _set_port_flags(link, wanted)
+        if wanted.linklocal_learning is not None:
+            if link.bridge is None:
+                refuse(errno.EOPNOTSUPP)
+            link.bridge = link.bridge._replace(linklocal_learning=wanted.linklocal_learning)
         if link.master is not None:
             _follow_ports(link.master)
 

@@ -49,6 +49,8 @@ _IFLA_INFO_SLAVE_DATA: Final = 5
 _VETH_INFO_PEER: Final = 1
 _IFLA_BR_VLAN_FILTERING: Final = 7
 _IFLA_BR_VLAN_DEFAULT_PVID: Final = 39
+_IFLA_BR_MULTI_BOOLOPT: Final = 46
+_BR_BOOLOPT_NO_LL_LEARN: Final = 1 << 0
 _IFLA_BRPORT_MODE: Final = 4
 _IFLA_BRPORT_LEARNING: Final = 8
 _IFLA_BRPORT_ISOLATED: Final = 33
@@ -72,10 +74,14 @@ class Port(NamedTuple):
 
 
 class Bridge(NamedTuple):
-    """What only a bridge has (IFLA_BR_*)."""
+    """What only a bridge has (IFLA_BR_*).
+
+    `linklocal_learning`: it learns the sources of frames to 01:80:c2:00:00:0X as well, which no filter sees.
+    """
 
     vlan_filtering: bool
     default_pvid: int
+    linklocal_learning: bool = True
 
 
 class Link(NamedTuple):
@@ -158,8 +164,9 @@ class ChangeLink(NamedTuple):
     down).
 
     Down comes first, then everything else with a move before it, up last of these; then the flags of the
-    bridge port (EOPNOTSUPP when the link is no port). ENODEV when there is no such link; an old kernel's
-    EBUSY when one that is up is renamed. A change refused half-way leaves the steps before it done.
+    bridge port (EOPNOTSUPP when the link is no port), and what only a bridge has. ENODEV when there is no
+    such link; an old kernel's EBUSY when one that is up is renamed. A change refused half-way leaves the
+    steps before it done.
     """
 
     ifindex: int
@@ -175,6 +182,7 @@ class ChangeLink(NamedTuple):
     hairpin: bool | None = None
     isolated: bool | None = None
     learning: bool | None = None
+    linklocal_learning: bool | None = None
 
 
 class DeleteLink(NamedTuple):
@@ -292,6 +300,8 @@ def encode_change(wanted: ChangeLink) -> list[Message]:
         info = attribute(_IFLA_INFO_SLAVE_KIND, b"bridge") + nested(_IFLA_INFO_SLAVE_DATA, port)
         header = _IFINFO.pack(0, 0, wanted.ifindex, 0, 0)
         messages.append(Message(RTM_NEWLINK, 0, header + nested(_IFLA_LINKINFO, info)))
+    if wanted.linklocal_learning is not None:
+        messages.append(_set_linklocal_learning(wanted.ifindex, wanted=wanted.linklocal_learning))
     return messages
 
 
@@ -326,6 +336,14 @@ def _set(ifindex: int, flags: int, mask: int, body: bytes) -> Message:
     return Message(RTM_SETLINK, 0, _IFINFO.pack(0, 0, ifindex, flags & mask, mask) + body)
 
 
+def _set_linklocal_learning(ifindex: int, *, wanted: bool) -> Message:
+    # struct br_boolopt_multi: the values, and which of them count
+    options = _U32.pack(0 if wanted else _BR_BOOLOPT_NO_LL_LEARN) + _U32.pack(_BR_BOOLOPT_NO_LL_LEARN)
+    data = nested(_IFLA_INFO_DATA, attribute(_IFLA_BR_MULTI_BOOLOPT, options))
+    info = nested(_IFLA_LINKINFO, _string(_IFLA_INFO_KIND, "bridge"), data)
+    return Message(RTM_NEWLINK, 0, _IFINFO.pack(0, 0, ifindex, 0, 0) + info)
+
+
 def _port_flags(wanted: ChangeLink) -> bytes:
     flags = (
         (_IFLA_BRPORT_MODE, wanted.hairpin),
@@ -353,6 +371,7 @@ def _decode_bridge(data: bytes) -> Bridge:
     return Bridge(
         vlan_filtering=bool(_number(found.get(_IFLA_BR_VLAN_FILTERING))),
         default_pvid=_number(found.get(_IFLA_BR_VLAN_DEFAULT_PVID)),
+        linklocal_learning=not _number(found.get(_IFLA_BR_MULTI_BOOLOPT, b"")[:4]) & _BR_BOOLOPT_NO_LL_LEARN,
     )
 
 

@@ -72,9 +72,12 @@ def plan_bridge(config: Config, bridge: Link | None, mac: str) -> tuple[Operatio
         remedy = f"ip link set {name} type bridge vlan_filtering 1"
         raise InvalidConfig(f"{asked}: bridge {name} does not filter VLANs ({remedy})")
     promisc = config.promisc_mode and not bridge.promisc
-    if bridge.up and not promisc:
+    # Frames to 01:80:c2:00:00:0e pass by nftables, and would teach the bridge any MAC for the guest's port.
+    unguarded = config.macspoofchk and bridge.bridge is not None and bridge.bridge.linklocal_learning
+    if bridge.up and not promisc and not unguarded:
         return ()
-    return (ChangeLink(bridge.ifindex, up=True, promisc=True if promisc else None),)
+    change = ChangeLink(bridge.ifindex, up=True, promisc=True if promisc else None)
+    return (change._replace(linklocal_learning=False if unguarded else None),)
 
 
 def plan_veth(config: Config, names: Names, bridge: Link, netns_fd: int) -> CreateVeth:
