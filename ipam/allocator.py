@@ -150,13 +150,11 @@ def _can_return(ledger: Ledger, before: Lease) -> bool:
 
 def _join_as_target(ledger: Ledger, asked: Asked, lease: Lease | None) -> Lease:
     """The target of a migration gets what the source has: nothing else, and nothing before the source."""
-    if lease is None or not (others := _others(lease, asked.holder)):
+    if lease is None or not lease.holders:
         raise InvalidConfig(f"role target: {asked.key} runs nowhere in network {asked.key.network}")
     if not same_vm(lease.vm_uid, asked.vm_uid):
-        raise InvalidConfig(
-            f"role target: {asked.key} has the UID {lease.vm_uid} in container {others[0].container_id}, "
-            f"not {asked.vm_uid}"
-        )
+        known = f"has the UID {lease.vm_uid} in container {lease.holders[0].container_id}"
+        raise InvalidConfig(f"role target: {asked.key} {known}, not {asked.vm_uid}")
     for wish in asked.wishes:
         if wish.ip not in lease.ips:
             diagnostics.say(

@@ -125,14 +125,14 @@ class Sqlite:
     def _ensure_room(self) -> None:
         # The folder may not be there before the first ADD; what counts then is where it would be made.
         folder = _nearest(self._folder)
+        if not os.path.isdir(folder):
+            raise self._unusable(NotADirectoryError(errno.ENOTDIR, "not a directory"))
         try:
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, "not writable")
             space = os.statvfs(folder)
         except OSError as e:
             raise self._unusable(e) from e
-        if not os.path.isdir(folder):
-            raise self._unusable(NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder"))
         if space.f_bavail * space.f_frsize < _SPARE_BYTES:
             raise CNIError(IO_FAILURE, f"{self.name}: the disk is full: make room below {folder}")
 

@@ -217,6 +217,38 @@ def test_every_query_of_a_call_is_an_index_look_up(store: Sqlite) -> None:
     assert not [plan for plan in plans if plan[1].startswith("SCAN")]
 
 
+def test_an_allocation_is_as_many_steps_of_the_database_at_any_size() -> None:
+    """Counted in instructions of SQLite's virtual machine, not by the clock; the pool is nearly full."""
+    costs: list[int] = []
+    with fresh_ledger() as ledger:
+        for number in range(4000):
+            if number in (10, 3999):
+                costs.append(cost_of_one(ledger, number))
+            ledger.change(None, lease(f"vm{number}", str(IPv4Address("10.0.0.0") + number)), until=0)
+    few, many = costs
+    assert many <= few * 1.2
+
+
+def cost_of_one(ledger: SqliteLedger, number: int) -> int:
+    """Instructions for finding an address, taking it and giving it up again; `number` are taken."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    first = IPv4Address("10.0.0.0")
+    ledger.connection.set_progress_handler(step, 1)
+    free = ledger.next_free("net", first, first + 4095)
+    one = lease("one", str(free), mac="0a:63:00:00:00:01")
+    ledger.change(None, one, until=0)
+    assert ledger.owner("net", one.ips[0]) == one
+    ledger.change(one, None, until=0)
+    ledger.connection.set_progress_handler(None, 1)
+    assert free == first + number
+    return count
+
+
 # -- trouble
 
 

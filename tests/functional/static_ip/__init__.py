@@ -1,0 +1,1 @@
+"""static-ip as its callers see it."""
