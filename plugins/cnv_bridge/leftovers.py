@@ -11,6 +11,7 @@ from cnvnet.cni.result import Result
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.nft import Element
 from cnvnet.kernel.stack import Kernel, Stack
+from cnvnet.plugins.cnv_bridge.guards import Guards, elements
 from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
 
 
@@ -50,6 +51,22 @@ class Leftovers(NamedTuple):
             elements=_elements(undo.get("elements")),
             masqueraded=_texts(undo.get("masqueraded")),
         )
+
+
+def leftovers_of_result(host: Stack, result: Result) -> Leftovers:
+    """What an ADD with every guard and masquerading would have left, as far as its result tells."""
+    outside = [interface for interface in result.interfaces if not interface.sandbox]
+    inside = [interface for interface in result.interfaces if interface.sandbox]
+    addresses = [ip.address for ip in result.ips]
+    left = Leftovers(masqueraded=tuple(map(str, addresses)))
+    if len(outside) < 2 or not inside or not inside[0].mac:
+        return left
+    name = outside[1].name
+    link = host.link(name)
+    if link is not None and link.mac != outside[1].mac.lower():
+        return left  # the name is somebody else's by now, and so are its elements
+    every = Guards(macspoofchk=True, ipspoofchk=True, dhcp_guard=True, ra_guard=True)
+    return left._replace(elements=tuple(elements(name, inside[0].mac, addresses, every)))
 
 
 def find_port(host: Stack, left: Leftovers) -> Link | None:

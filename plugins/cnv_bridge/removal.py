@@ -19,6 +19,7 @@ from cnvnet.plugins.cnv_bridge.leftovers import (
     find_container_end,
     find_port,
     find_port_of_result,
+    leftovers_of_result,
     remove_elements,
     remove_masquerade,
 )
@@ -33,6 +34,7 @@ class Removal:
         self._left = Leftovers.of(record) if record is not None else None
         self._tools = tools
         self._ipam = ipam
+        self._result = self._previous() if record is None else None
 
     def run(self, key: Key) -> list[CNIError | OSError]:
         """The addresses go last: whoever gets them next finds nothing of ours that knows them."""
@@ -43,6 +45,7 @@ class Removal:
             tries.attempt("masquerade", remove_masquerade, self._tools, key, self._left)
         else:
             self._remove_legacy()
+            self._remove_what_the_result_tells(key)
         if self._ipam is not None:
             tries.attempt("giving addresses back", self._ipam.delete, self._request)
         return tries.errors
@@ -60,8 +63,7 @@ class Removal:
     def _host_end(self, host: Stack) -> Link | None:
         if self._left is not None:
             return find_port(host, self._left)
-        result = self._previous()
-        return find_port_of_result(host, result) if result is not None else None
+        return find_port_of_result(host, self._result) if self._result is not None else None
 
     def _delete_container_end(self) -> None:
         path = self._request.netns
@@ -89,6 +91,17 @@ class Removal:
                 legacy.remove(nft, attachment)
         except OSError as e:
             say(f"rules of an older plugin: {e}")  # without nftables it has left none
+
+    def _remove_what_the_result_tells(self, key: Key) -> None:
+        if self._result is None:
+            return
+        try:
+            with self._tools.kernel.stack() as host:
+                left = leftovers_of_result(host, self._result)
+            remove_elements(self._tools, left)
+            remove_masquerade(self._tools, key, left)
+        except (CNIError, OSError, ValueError) as e:
+            say(f"prevResult tells of what cannot be removed: {e}")  # it need not have been there
 
     def _previous(self) -> Result | None:
         try:
