@@ -12,8 +12,10 @@ from tests.functional.bridge.network import (
     Network,
     host_local,
     ports,
+    ruleset,
     where_the_reference_errs,
 )
+from tests.functional.bridge.snapshot import Roles, snapshot
 from tests.harness import CHECKABLE, VERSIONS, Node, Sandbox
 
 each_checkable = pytest.mark.parametrize("version", CHECKABLE)
@@ -120,9 +122,10 @@ def test_the_reference_finds_some_of_it(node: Node, pod: Sandbox, name: str) -> 
 
 def test_a_check_changes_nothing(node: Node, pod: Sandbox) -> None:
     network, result = damaged(node, pod, OURS, DAMAGES["no-address"])
-    before = node.run("ip", "-d", "link").stdout, node.run("nft", "list", "ruleset").stdout
+    roles = Roles(node, pod, network.bridge)
+    before = snapshot(node, pod, roles), ruleset(node)
     network.check(pod, result).error()
-    assert (node.run("ip", "-d", "link").stdout, node.run("nft", "list", "ruleset").stdout) == before
+    assert (snapshot(node, pod, roles), ruleset(node)) == before
 
 
 def test_lost_masquerading_is_found(node: Node, pod: Sandbox) -> None:

@@ -262,16 +262,14 @@ def test_a_large_document_is_read_whole(node: Node, pod: Sandbox, program: str) 
 # K9: what is there is not changed, and a pod's MTU is what was asked for.
 def test_an_mtu_larger_than_that_of_the_bridge(node: Node, pod: Sandbox, program: str) -> None:
     node.run("ip", "link", "add", "bridge0", "type", "bridge")
-    node.run("ip", "link", "set", "bridge0", "mtu", "1500")  # from here on it does not follow its ports
-    Network(node, program, mtu=9000).add(pod).ok()
+    for mtu in ("1400", "1500"):  # once it has been changed, it does not follow the ports any more
+        node.run("ip", "link", "set", "bridge0", "mtu", mtu)
+    outcome = Network(node, program, mtu=9000).add(pod)
+    outcome.ok()
     assert (pod.link("eth0") or {})["mtu"] == 9000
     assert (node.link("bridge0") or {})["mtu"] == 1500
-
-
-def test_one_small_mtu_does_not_shrink_a_bridge_that_ours_made(node: Node) -> None:
-    Network(node, OURS, mtu=9000).add(node.pod(), container_id="large").ok()
-    Network(node, OURS, mtu=1300).add(node.pod(), container_id="small").ok()
-    assert (node.link("bridge0") or {})["mtu"] == 9000
+    if program == OURS:
+        assert "mtu 9000: bridge bridge0 keeps 1500" in outcome.stderr
 
 
 def test_an_address_managers_own_keys_are_its_own(node: Node, pod: Sandbox, program: str) -> None:
