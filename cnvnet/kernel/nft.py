@@ -144,7 +144,7 @@ class Nftables:
         except NetlinkError as e:
             if wire.absent(e):
                 return None
-            raise NftError(e.errno, f"chain {family} {table} {name}: {e.text}") from e
+            raise explained(e.errno, f"chain {family} {table} {name}") from e
         return _chain(raw)
 
     def rules(self, family: str, table: str, chain: str) -> list[Rule]:
@@ -154,7 +154,7 @@ class Nftables:
         except NetlinkError as e:
             if wire.absent(e):
                 return []
-            raise NftError(e.errno, f"rules of {family} {table} {chain}: {e.text}") from e
+            raise explained(e.errno, f"rules of {family} {table} {chain}") from e
 
     def run(self, text: str) -> str:
         from cnvnet.kernel import nft_text
@@ -185,7 +185,7 @@ class Nftables:
         except NetlinkError as e:
             if wire.absent(e):
                 return False
-            raise NftError(e.errno, f"{_describe(element)}: {e.text}") from e
+            raise explained(e.errno, _describe(element)) from e
         found = attributes(next(wire.members(answer[3])))
         # A wider interval that holds this one is not this one.
         if end and [attributes(found[kind])[_VALUE] for kind in (_KEY, _KEY_END)] != [key, end]:
@@ -230,7 +230,7 @@ def is_newer(chain: str, version: str) -> bool:
     return base == other_base and number.isdecimal() and other.isdecimal() and int(other) > int(number)
 
 
-def explained(error: int, subject: str) -> NftError:
+def explained(error: int | None, subject: str) -> NftError:
     """The error for a refused message, with what to do about it."""
     if error in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL) and subject.startswith("table "):
         family = subject.split()[1]
@@ -242,7 +242,7 @@ def explained(error: int, subject: str) -> NftError:
         return NftError(error, f"{subject}: not permitted (nftables needs CAP_NET_ADMIN)")
     if error == errno.ENOENT:
         return NftError(error, f"{subject}: the table or its set is not loaded")
-    return NftError(error, f"{subject}: {os.strerror(error).lower()}")
+    return NftError(error, f"{subject}: {os.strerror(error or 0).lower()}")
 
 
 def encode(element: Element) -> tuple[bytes, bytes]:
