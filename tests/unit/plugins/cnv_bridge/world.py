@@ -1,0 +1,195 @@
+"""A node in memory with one pod, the plugin on it, and an address manager that does as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from cnvnet.attachments import AttachmentFiles, Attachments
+from cnvnet.cni.errors import CNIError
+from cnvnet.cni.request import Request
+from cnvnet.cni.result import IP, Interface, Result, Route, render
+from cnvnet.kernel.fake import FakeKernel
+from cnvnet.kernel.fake_namespace import FakeNamespace
+from cnvnet.kernel.netns import LostNamespace
+from cnvnet.kernel.nft_fake import FakeNft
+from cnvnet.plugins.cnv_bridge.ipam import Ipam, Lease
+from cnvnet.plugins.cnv_bridge.leftovers import Tools
+from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
+from cnvnet.plugins.cnv_bridge.plugin import CnvBridge
+
+POD = "/run/netns/pod"
+FULL: dict[str, Any] = {
+    "isDefaultGateway": True,
+    "macspoofchk": True,
+    "ipspoofchk": True,
+    "ipMasq": True,
+    "hairpinMode": True,
+    "portIsolation": True,
+    "vlan": 100,
+    "vlanTrunk": [{"minID": 200, "maxID": 210}],
+    "mtu": 1400,
+    "ipam": {"type": "fake"},
+}
+
+
+class MortalKernel(FakeKernel):
+    """A kernel whose caller is killed instead of doing its `deadly`th change: nobody cleans up after it."""
+
+    deadly = 0
+
+    def step(self) -> None:
+        super().step()
+        if self.steps == self.deadly:
+            raise LostNamespace("killed")
+
+
+class FakeIpam:
+    """Two addresses with a gateway and a route, and who holds them."""
+
+    def __init__(self) -> None:
+        self.holders: set[tuple[str, str]] = set()
+        self.calls: list[str] = []
+        self.mac = ""
+        self.refuses: dict[str, CNIError] = {}
+        self.result = Result(
+            ips=(
+                IP(ip_interface("10.0.0.2/24"), ip_address("10.0.0.1")),
+                IP(ip_interface("fd00::2/64"), ip_address("fd00::1")),
+            ),
+            routes=(Route(ip_network("198.51.100.0/24")),),
+        )
+
+    def add(self, request: Request) -> Lease:
+        self._call("ADD")
+        holder = (request.container_id, request.ifname)
+        if holder in self.holders:
+            raise CNIError(999, "duplicate allocation is not allowed")
+        self.holders.add(holder)
+        return Lease(self.result, self.mac, partial(self._give_back, holder))
+
+    def delete(self, request: Request) -> None:
+        self._call("DEL")
+        self._give_back((request.container_id, request.ifname))
+
+    def check(self, request: Request) -> None:
+        self._call("CHECK")
+
+    def gc(self, request: Request) -> None:
+        self._call("GC")
+
+    def status(self, request: Request) -> None:
+        self._call("STATUS")
+
+    def _call(self, command: str) -> None:
+        self.calls.append(command)
+        if command in self.refuses:
+            raise self.refuses[command]
+
+    def _give_back(self, holder: tuple[str, str]) -> None:
+        self.holders.discard(holder)
+
+
+class World:
+    """One node; `add`, `delete` and the others are calls of the plugin with the keys given."""
+
+    def __init__(self, folder: Path, kernel: FakeKernel | None = None, **keys: Any) -> None:
+        self.kernel = kernel or FakeKernel()
+        self.host = self.kernel.host
+        self.pod = self.kernel.add_namespace(POD)
+        self.ipam = FakeIpam()
+        self.keys = keys
+        self.rundir = folder / "run"
+        self.attachments: Attachments = AttachmentFiles(str(self.rundir))
+        masquerade = Masquerade(self.attachments, str(self.rundir / "masquerade"))
+        self.plugin = CnvBridge(Tools(self.kernel, self.attachments, masquerade), self._choose)
+
+    def _choose(self, plugin_type: str) -> Ipam:
+        return self.ipam
+
+    def request(self, **changes: Any) -> Request:
+        config: dict[str, Any] = {"name": "net1", "bridge": "br0", **self.keys, **changes.pop("config", {})}
+        request = Request(
+            command="",
+            container_id="cid-1",
+            netns=POD,
+            ifname="eth0",
+            args="",
+            path="",
+            env={},
+            config=config,
+            raw=json.dumps(config).encode(),
+            cni_version="1.1.0",
+            name="net1",
+        )
+        return request._replace(**changes)
+
+    def add(self, **changes: Any) -> Result:
+        return self.plugin.add(self.request(**changes))
+
+    def delete(self, **changes: Any) -> None:
+        self.plugin.delete(self.request(**changes))
+
+    def check(self, result: Result, **changes: Any) -> None:
+        self.plugin.check(self.request(config={"prevResult": render(result, "1.1.0")}, **changes))
+
+    def gc(self, *valid: tuple[str, str]) -> None:
+        listed = [{"containerID": cid, "ifname": ifname} for cid, ifname in valid]
+        self.plugin.gc(self.request(config={"cni.dev/valid-attachments": listed}))
+
+    # what is there
+
+    @property
+    def ports(self) -> list[str]:
+        return [link.name for link in self.host.links.values() if link.name.startswith("veth")]
+
+    @property
+    def pod_links(self) -> list[str]:
+        return links_of(self.pod)
+
+    @property
+    def records(self) -> list[Mapping[str, Any]]:
+        folder = self.rundir / "attachments"
+        paths = sorted(folder.iterdir()) if folder.exists() else []
+        return [json.loads(path.read_text()) for path in paths]
+
+    @property
+    def elements(self) -> list[str]:
+        """Every element of every set, as `table set key`."""
+        nft = self.kernel.nft_of(self.host)
+        assert isinstance(nft, FakeNft)
+        return sorted(
+            f"{table[1]} {name} {' . '.join(element.key)}"
+            for table, content in nft.tables.items()
+            for name, elements in content.sets.items()
+            for element in elements.values()
+        )
+
+    @property
+    def markers(self) -> list[str]:
+        folder = self.rundir / "masquerade"
+        return sorted(os.listdir(folder)) if folder.exists() else []
+
+    def assert_nothing_of_an_attachment(self) -> None:
+        """Shared things may be there: the bridge, a VLAN's gateway with its port, empty sets."""
+        gateways = [link for link in self.host.links.values() if "." in link.name]
+        assert len(self.ports) == len(gateways)
+        assert self.pod_links == ["lo"]
+        assert self.records == []
+        assert self.elements == []
+        assert self.markers == []
+        assert self.ipam.holders == set()
+
+
+def links_of(namespace: FakeNamespace) -> list[str]:
+    return [link.name for link in namespace.links.values()]
+
+
+def outer(result: Result) -> Interface:
+    """The host end in a result."""
+    return result.interfaces[1]
