@@ -14,7 +14,7 @@ from cnvnet.kernel.links import Link
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.cnv_bridge import guards, plan, port
-from cnvnet.plugins.cnv_bridge.bridge import ensure_bridge, ensure_gateway
+from cnvnet.plugins.cnv_bridge.bridge import ensure_bridge, ensure_gateway, report_mtu
 from cnvnet.plugins.cnv_bridge.config import Config
 from cnvnet.plugins.cnv_bridge.ipam import Ipam
 from cnvnet.plugins.cnv_bridge.leftovers import Leftovers, Tools, remove_elements, remove_masquerade
@@ -56,7 +56,7 @@ class Addition:
                 self._guard(undo, key, left)
             made = self._port(undo, sides, names, bridge, leased)
             left = left._replace(host_ifindex=made.ifindex)
-            result = self._result(sides.host, names, made, gateway, leased)
+            result = self._result(sides.host, names, (bridge, made, gateway), leased)
             slot.write(record._replace(state=ADDED, undo=left.to_json()))
         return result
 
@@ -116,10 +116,12 @@ class Addition:
         return made
 
     def _result(
-        self, host: Stack, names: plan.Names, made: Link, gateway: Link | None, leased: Result
+        self, host: Stack, names: plan.Names, links: tuple[Link, Link, Link | None], leased: Result
     ) -> Result:
-        # Read once more: a bridge without a MAC of its own has got one from its ports only now.
-        bridge = _still(host, self._config.bridge)
+        before, made, gateway = links
+        # Read once more: a bridge without a MAC or MTU of its own has got one from its ports only now.
+        bridge = _still(host, before.name)
+        report_mtu(self._config, before, bridge)
         if gateway is not None:
             gateway = _still(host, gateway.name)
         interfaces = plan.interfaces(bridge, made, names, self._request.netns, gateway)

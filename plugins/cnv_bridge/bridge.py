@@ -20,9 +20,6 @@ def ensure_bridge(host: Stack, attachments: Attachments, config: Config) -> Link
     if bridge is None or plan.plan_bridge(config, bridge, ""):
         with attachments.shared(f"bridge-{config.bridge}"):
             bridge = _make_or_adjust(host, config)
-    if config.mtu > bridge.mtu:
-        # The reference says nothing here; an error would break configurations that work with it.
-        say(f"mtu {config.mtu}: bridge {bridge.name} keeps {bridge.mtu}, larger frames reach its ports only")
     # The bridge's routes are ours to make, as in the reference.
     apply_settings(host, [plan.Setting(f"net/ipv6/conf/{bridge.name}/accept_ra", "0")])
     return bridge
@@ -42,6 +39,18 @@ def ensure_gateway(
         host.apply(*plan.plan_gateway(config, link, present, wanted, plan.local_mac(os.urandom(6))))
     apply_settings(host, plan.forwarding(wanted))
     return link
+
+
+def report_mtu(config: Config, before: Link, after: Link) -> None:
+    """Says where the port's MTU does not fit the bridge's; the reference keeps silent, and works as we do.
+
+    A bridge whose MTU nobody has set takes the smallest of its ports.
+    """
+    if config.mtu > after.mtu:
+        say(f"mtu {config.mtu}: bridge {after.name} keeps {after.mtu}, larger frames reach its ports only")
+    if after.mtu < before.mtu:
+        remedy = f"ip link set {after.name} mtu {before.mtu}"
+        say(f"mtu {config.mtu}: bridge {after.name} has come down from {before.mtu} ({remedy})")
 
 
 def apply_settings(stack: Stack, settings: Iterable[plan.Setting]) -> None:
