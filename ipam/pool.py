@@ -6,7 +6,6 @@ cost more than the rest of the call, and all it would be used for here is one su
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -157,6 +156,8 @@ def probing_order(given: RangeSet, seed: bytes) -> Iterator[tuple[Address, Addre
     The same seed always starts at the same place, so a VM whose record was lost tends to get its old
     address, and two VMs allocated at the same time rarely meet.
     """
+    import hashlib  # 3 ms, for new leases only
+
     # sha256, never hash(): Python's own is different in every process.
     place = int.from_bytes(hashlib.sha256(seed).digest()[:16], "big") % given.size
     start = 0

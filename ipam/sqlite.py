@@ -35,7 +35,7 @@ APPLICATION: Final = 0x636E764C
 _PATIENCE: Final = 60.0
 # Pages of the write-ahead log before it is copied into the database. Every standalone process reads the log
 # when it opens the file, so a short log is worth a copy every few dozen calls.
-_LOG_PAGES: Final = 100
+_LOG_PAGES: Final = 200
 # How many addresses one ADD frees whose cooldown is over; more of them wait for the next.
 _EXPIRED_AT_ONCE: Final = 32
 # What must be left on the disk for STATUS to call the store writable.
@@ -55,19 +55,18 @@ _TABLES: Final = (
     """CREATE TABLE addresses (
         network TEXT NOT NULL, ip BLOB NOT NULL, lease INTEGER,
         until INTEGER, namespace TEXT, vm TEXT, interface TEXT, vm_uid TEXT, mac TEXT,
-        CHECK ((lease IS NULL) <> (until IS NULL)))""",
-    "CREATE UNIQUE INDEX address_by_ip ON addresses (network, ip)",
+        CHECK ((lease IS NULL) <> (until IS NULL)), PRIMARY KEY (network, ip)) WITHOUT ROWID""",
     "CREATE INDEX address_by_lease ON addresses (lease) WHERE lease IS NOT NULL",
     "CREATE INDEX cooling_by_time ON addresses (network, until) WHERE lease IS NULL",
     "CREATE INDEX cooling_by_key ON addresses (network, namespace, vm, interface) WHERE lease IS NULL",
     """CREATE TABLE holders (
         lease INTEGER NOT NULL, network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
         role TEXT NOT NULL, netns TEXT NOT NULL, inode INTEGER NOT NULL, boot_id TEXT NOT NULL,
-        since INTEGER NOT NULL)""",
-    "CREATE UNIQUE INDEX holder_by_pod ON holders (network, container_id, ifname)",
+        since INTEGER NOT NULL, PRIMARY KEY (network, container_id, ifname)) WITHOUT ROWID""",
     "CREATE INDEX holder_by_lease ON holders (lease)",
-    "CREATE TABLE runs (network TEXT NOT NULL, first BLOB NOT NULL, last BLOB NOT NULL)",
-    "CREATE UNIQUE INDEX run_by_first ON runs (network, first)",
+    """CREATE TABLE runs (
+        network TEXT NOT NULL, first BLOB NOT NULL, last BLOB NOT NULL,
+        PRIMARY KEY (network, first)) WITHOUT ROWID""",
 )
 
 
@@ -140,7 +139,7 @@ class Sqlite:
     def _locked(self) -> Generator[None]:
         """The writers' queue: held by one thread of one process, and let go by the kernel if that dies."""
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            _ensure_folder(self._folder)
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise self._unusable(e) from e
@@ -225,6 +224,18 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 def _number(connection: sqlite3.Connection, query: str) -> int:
     return int(connection.execute(query).fetchone()[0])
+
+
+def _ensure_folder(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    # SQLite syncs what is in the folder; the folder itself is an entry of the one above.
+    above = os.open(os.path.dirname(folder.rstrip("/")), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(above)
+    finally:
+        os.close(above)
 
 
 def _nearest(folder: str) -> str:
