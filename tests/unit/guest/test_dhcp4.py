@@ -207,7 +207,8 @@ def test_boot_settings_are_in_the_options_and_in_the_header() -> None:
 def test_a_text_field_of_the_header_always_ends_with_a_zero(key: str, size: int) -> None:
     field = {"tftp_server": "sname", "boot_file": "file"}[key]
     for length, expected in ((size - 1, b"x" * (size - 1)), (size, b"")):
-        seen = answered(discover4(wanting(3)), "offer", MASQUERADE._replace(**{key: "x" * length}))
+        text: dict[str, Any] = {key: "x" * length}
+        seen = answered(discover4(wanting(3)), "offer", MASQUERADE._replace(**text))
         assert bytes(getattr(seen.bootp, field)).rstrip(b"\0") == expected
 
 

@@ -78,6 +78,10 @@ def test_a_list_keeps_its_order_and_loses_its_doubles() -> None:
     )
 
 
+def test_a_list_has_no_more_domains_than_a_pod_may_have() -> None:
+    assert len(domains.cleaned_list(f"{index}.example" for index in range(100))) == 32
+
+
 def test_the_longest_domain_stands_for_all() -> None:
     assert domains.main_domain(("local", "default.svc.cluster.local", "svc.cluster.local")) == (
         "default.svc.cluster.local"
