@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netaddr import IPRange, IPSet
 
 from cnvnet.cni.fields import Address
 from cnvnet.ipam.pool import Pool, Range, pool, probing_order
@@ -168,3 +169,23 @@ def test_every_allowed_address_is_a_candidate_exactly_once(small: Small, seed: b
     assert len(given_out) == len(set(given_out)) == small.found.sets[0].size
     assert set(given_out) == allowed
     assert all(small.found.sets[0].gives(ip) == (ip in allowed) for ip in network)
+
+
+@given(st.data())
+def test_netaddr_finds_the_same_addresses_in_subnets_of_any_size(data: st.DataObject) -> None:
+    bits, network = data.draw(st.sampled_from([(32, "10.0.0.0/16"), (128, "fd00::/48")]))
+    subnet = ip_network(network)
+    low = st.integers(int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1)
+    span = st.tuples(low, low).map(lambda ends: (as_address(bits, min(ends)), as_address(bits, max(ends))))
+    first, last = data.draw(span)
+    holes = data.draw(st.lists(span, max_size=5))
+    found = pool([(Range(subnet, first, last),)], holes)
+    wanted = IPSet(IPRange(str(first), str(last)))
+    for low_end, high_end in holes:
+        wanted -= IPSet(IPRange(str(low_end), str(high_end)))
+    given_out = [(int(part.first), int(part.last)) for part in wanted.iter_ipranges()]
+    assert [(part.first, part.last) for part in found.sets[0].spans] == given_out
+
+
+def as_address(bits: int, value: int) -> Address:
+    return IPv4Address(value) if bits == 32 else IPv6Address(value)
