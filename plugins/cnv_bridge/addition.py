@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_interface
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cnvnet.attachments import ADDED, ADDING, Key, Record, Slot, boot_id
 from cnvnet.attempts import Undo
@@ -16,8 +16,10 @@ from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.bridge import ensure_bridge, ensure_gateway, report_mtu
 from cnvnet.plugins.cnv_bridge.config import Config
-from cnvnet.plugins.cnv_bridge.ipam import Ipam
 from cnvnet.plugins.cnv_bridge.leftovers import Leftovers, Tools, remove_elements, remove_masquerade
+
+if TYPE_CHECKING:
+    from cnvnet.plugins.cnv_bridge.ipam import Ipam
 
 
 class Sides(NamedTuple):
@@ -31,7 +33,7 @@ class Sides(NamedTuple):
 class Addition:
     """An ADD whose configuration is sound and whose attachment has nothing left of an earlier one."""
 
-    def __init__(self, request: Request, config: Config, tools: Tools, ipam: Ipam) -> None:
+    def __init__(self, request: Request, config: Config, tools: Tools, ipam: Ipam | None) -> None:
         self._request = request
         self._config = config
         self._tools = tools
@@ -62,7 +64,7 @@ class Addition:
 
     def _lease(self, undo: Undo, names: plan.Names) -> tuple[Result, plan.Names]:
         config = self._config
-        if not config.ipam_type:
+        if self._ipam is None:
             return Result(dns=config.dns or Result().dns), names
         lease = self._ipam.add(self._request)
         undo.push(f"giving addresses back to {config.ipam_type}", lease.undo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from cnvnet.attachments import (
     ADDED,
@@ -24,13 +25,14 @@ from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
 from cnvnet.kernel.stack import LinuxKernel
-from cnvnet.plugins.cnv_bridge import check, guards, plan, port
+from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
 from cnvnet.plugins.cnv_bridge.config import Config, Remnants
-from cnvnet.plugins.cnv_bridge.ipam import Ipam, choose
 from cnvnet.plugins.cnv_bridge.leftovers import Tools
 from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
-from cnvnet.plugins.cnv_bridge.removal import Removal
+
+if TYPE_CHECKING:
+    from cnvnet.plugins.cnv_bridge.ipam import Ipam
 
 
 class CnvBridge:
@@ -38,11 +40,11 @@ class CnvBridge:
 
     name = "cnv-bridge"
 
-    def __init__(self, tools: Tools, choose_ipam: Callable[[str], Ipam] = choose) -> None:
+    def __init__(self, tools: Tools, choose_ipam: Callable[[str], Ipam] | None = None) -> None:
         self._tools = tools
         self._kernel = tools.kernel
         self._attachments = tools.attachments
-        self._choose_ipam = choose_ipam
+        self._choose_ipam = choose_ipam or _choose_ipam
 
     def add(self, request: Request) -> Result:
         config = Config.parse(request)
@@ -51,7 +53,7 @@ class CnvBridge:
         with self._attachments.locked(key) as slot, ExitStack() as opened:
             sides = self._sides(opened, request.netns)
             self._repair(request, slot, sides)
-            manager = self._choose_ipam(config.ipam_type)
+            manager = self._choose_ipam(config.ipam_type) if config.ipam_type else None
             return Addition(request, config, self._tools, manager).run(key, slot, sides)
 
     def delete(self, request: Request) -> None:
@@ -69,6 +71,8 @@ class CnvBridge:
             slot.remove()
 
     def check(self, request: Request) -> None:
+        from cnvnet.plugins.cnv_bridge import check
+
         config = Config.parse(request)
         with self._attachments.locked(self._key(request), optional=True) as slot, ExitStack() as opened:
             sides = self._sides(opened, request.netns)
@@ -144,6 +148,8 @@ class CnvBridge:
         self._remove(request, record)
 
     def _remove(self, request: Request, record: Record | None) -> None:
+        from cnvnet.plugins.cnv_bridge.removal import Removal  # not at the top: an ADD seldom needs it
+
         remnants = Remnants.parse(request)
         manager = self._choose_ipam(remnants.ipam_type) if remnants.ipam_type else None
         errors = Removal(request, record, self._tools, manager).run(self._key(request))
@@ -171,6 +177,12 @@ def _read(slot: Slot) -> Record | None:
     except UnreadableRecord as e:
         say(e.msg)
         return None
+
+
+def _choose_ipam(plugin_type: str) -> Ipam:
+    from cnvnet.plugins.cnv_bridge.ipam import choose  # not at the top: many networks have no addresses
+
+    return choose(plugin_type)
 
 
 def _request_of(key: Key, request: Request) -> Request:

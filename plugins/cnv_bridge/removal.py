@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cnvnet.attachments import Key, Record
 from cnvnet.attempts import Attempts
 from cnvnet.cni.errors import CNIError
@@ -11,8 +13,7 @@ from cnvnet.diagnostics import say
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Stack
-from cnvnet.plugins.cnv_bridge import legacy, port
-from cnvnet.plugins.cnv_bridge.ipam import Ipam
+from cnvnet.plugins.cnv_bridge import port
 from cnvnet.plugins.cnv_bridge.leftovers import (
     Leftovers,
     Tools,
@@ -23,6 +24,9 @@ from cnvnet.plugins.cnv_bridge.leftovers import (
     remove_elements,
     remove_masquerade,
 )
+
+if TYPE_CHECKING:
+    from cnvnet.plugins.cnv_bridge.ipam import Ipam
 
 
 class Removal:
@@ -84,6 +88,10 @@ class Removal:
         return self._record is None or self._record.netns_inode == netns.inode
 
     def _remove_legacy(self) -> None:
+        from cnvnet.plugins.cnv_bridge import (
+            legacy,
+        )  # not at the top: rare, and it needs regular expressions
+
         request = self._request
         attachment = legacy.Attachment(request.name, request.container_id, request.ifname)
         try:
