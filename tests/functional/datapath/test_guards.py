@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
 
 import pytest
 
+from cnvnet.kernel import netns
+from cnvnet.kernel.nft import open_nft
+from cnvnet.plugins.cnv_bridge import guards
+from cnvnet.plugins.cnv_bridge.guards import Guards
 from tests.functional.datapath.frames import HONEST, LYING, MAC, STACKED, Case, tagged
 from tests.functional.datapath.lab import ALL, Lab, bare_lab, frame_mac, installed_lab
 
 
-def each(cases: Sequence[Case]) -> Any:
+def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
@@ -57,3 +61,104 @@ def test_the_bridge_learns_no_foreign_mac_from_frames_to_itself(lab: Lab, destin
     known = lab.host.run("bridge", "fdb", "show", "br", "bridge0").stdout
     assert MAC not in known
     assert lab.guest.mac in known
+
+
+NAMED = {case.name: case for case in LYING}
+SEPARATE: dict[str, tuple[Guards, dict[str, str]]] = {
+    "mac": (Guards(macspoofchk=True), {"mac": "spoofed_mac", "rarp-sender": "spoofed_rarp"}),
+    "ip": (
+        Guards(ipspoofchk=True),
+        {
+            "arp-reply": "spoofed_arp",
+            "arp-sender-mac": "spoofed_arp",
+            "ipv4": "spoofed_ipv4",
+            "ipv6": "spoofed_ipv6",
+            "na": "spoofed_nd",
+            "rarp-sender": "spoofed_rarp",
+            "mac-of-rarp": "spoofed_rarp",
+            "fragmented-ra": "fragmented_nd",
+            "snap": "snap",
+        },
+    ),
+    "dhcp": (
+        Guards(dhcp_guard=True),
+        {
+            "dhcp-offer": "dhcp_server",
+            "dhcp6-advertise": "dhcp_server",
+            "rarp-sender": "spoofed_rarp",
+            "mac-of-rarp": "spoofed_rarp",
+            "fragmented-ra": "fragmented_nd",
+            "snap": "snap",
+        },
+    ),
+    "ra": (
+        Guards(ra_guard=True),
+        {
+            "ra": "router",
+            "redirect": "router",
+            "icmp-redirect": "router",
+            "rarp-sender": "spoofed_rarp",
+            "mac-of-rarp": "spoofed_rarp",
+            "fragmented-ra": "fragmented_nd",
+            "snap": "snap",
+        },
+    ),
+    "none": (Guards(), {}),
+}
+PROBES = sorted({name for _, expected in SEPARATE.values() for name in expected})
+
+
+@pytest.mark.parametrize("which", SEPARATE)
+def test_each_guard_drops_its_own_lies_and_no_others(which: str, tmp_path: Path) -> None:
+    wanted, expected = SEPARATE[which]
+    # Every frame of a foreign MAC is the MAC guard's.
+    expected = {**expected, **({"mac-of-rarp": "spoofed_mac"} if wanted.macspoofchk else {})}
+    with bare_lab(tmp_path, wanted) as lab:
+        for vid in (None, 7):
+            found = {name: lab.verdict(frame(lab, NAMED[name], vid)) for name in PROBES}
+            assert {name: verdict for name, verdict in found.items() if verdict != "passed"} == expected
+
+
+ACCEPTING = """
+table bridge nat {
+	chain PREROUTING {
+		type filter hook prerouting priority -350; policy accept;
+		accept
+	}
+}
+table bridge late {
+	chain PREROUTING {
+		type filter hook prerouting priority -300; policy accept;
+		accept
+	}
+}
+"""
+
+
+def test_rules_of_others_let_nothing_by(lab: Lab) -> None:
+    lab.host.run("nft", "-f", "-", input=ACCEPTING)
+    try:
+        found = {case.name: lab.verdict(frame(lab, case)) for case in LYING}
+    finally:
+        lab.host.run("nft", "delete", "table", "bridge", "nat")
+        lab.host.run("nft", "delete", "table", "bridge", "late")
+    assert found == {case.name: case.verdict for case in LYING}
+
+
+def test_lies_are_dropped_on_the_way_to_the_host_too(lab: Lab) -> None:
+    mac = (lab.host.link("bridge0") or {})["address"]
+    for name in ("ipv4-gateway", "arp-reply", "na"):
+        lie = frame(lab, NAMED[name])
+        assert lab.verdict(frame_mac(mac) + lie[6:]) == NAMED[name].verdict
+
+
+def test_a_flushed_table_loaded_again_knows_its_ports(tmp_path: Path) -> None:
+    with bare_lab(tmp_path, ALL) as lab:
+        lie = frame(lab, NAMED["ipv4"])
+        assert lab.verdict(lie) == "spoofed_ipv4"
+        lab.host.run("nft", "flush", "table", "bridge", "cnv_bridge")
+        assert lab.passes(lie)
+        with netns.opened(lab.host.netns) as inside, open_nft(inside) as nft:
+            assert not guards.loaded(nft)
+            guards.ensure(nft)
+        assert lab.verdict(lie) == "spoofed_ipv4"
