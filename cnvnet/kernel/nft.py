@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import struct
 from collections.abc import Generator, Iterator, Sequence
@@ -25,7 +24,6 @@ _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _JUMPS: Final = {"jump": -3, "goto": -4}
 _INTERVAL_END: Final = 1
 _COMMENT: Final = 0
-_CHAIN: Final = re.compile(r"^\s*chain\s+(\S+)\s*\{", re.MULTILINE)
 
 
 class Element(NamedTuple):
@@ -216,7 +214,8 @@ def render_load(family: str, table: str, version: str, text: str, present: Seque
 
     Chains the text declares are filled anew; those of an older version go.
     """
-    declared = set(_CHAIN.findall(text))
+    words = [line.split() for line in text.splitlines()]
+    declared = {word[1] for word in words if word[:1] == ["chain"]}
     old = [name for name in present if is_newer(version, name)]
     lines = [f"flush chain {family} {table} {name}" for name in present if name in declared or name in old]
     lines += [f"delete chain {family} {table} {name}" for name in old]
