@@ -241,6 +241,26 @@ def test_whichever_step_fails_nothing_of_the_attachment_stays(tmp_path: Path) ->
     assert failed > total / 2
 
 
+@pytest.mark.parametrize("nth", [1, 2, 3], ids=["before-all", "before-guards", "after-all"])
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: Any, nth: int) -> None:
+    world = World(tmp_path, **FULL)
+    calls: list[object] = []
+
+    def full_disk(_fd: int) -> None:
+        calls.append(_fd)
+        if len(calls) == nth:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    # One record is fsync of the file and of the folder.
+    nth = 2 * nth - 1
+    with pytest.raises(CNIError, match="no space left on device") as caught:
+        world.add()
+    assert caught.value.code == 5
+    world.assert_nothing_of_an_attachment()
+    assert len(calls) == nth
+
+
 def test_whichever_step_is_the_last_of_a_killed_add_the_next_one_repairs(tmp_path: Path) -> None:
     total = steps_of_add(tmp_path / "count")
     for step in range(1, total + 1):
