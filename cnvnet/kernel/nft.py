@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
 from cnvnet.kernel import nfnetlink as wire
-from cnvnet.kernel.netlink import CREATE, Message, NetlinkError, attribute, attributes, nested, text
+from cnvnet.kernel.netlink import CREATE, EXCL, Message, NetlinkError, attribute, attributes, nested, text
 from cnvnet.kernel.netns import Netns, entered
 
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
 _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+# As many as there will ever be; each costs a look-up of microseconds where nothing is loaded.
+_NEXT_VERSIONS: Final = 10
 _JUMPS: Final = {"jump": -3, "goto": -4}
 _INTERVAL_END: Final = 1
 _COMMENT: Final = 0
@@ -111,12 +113,16 @@ class Nftables:
         # A chain without rules was flushed by hand: what it should do is not being done.
         if chain is not None and chain.use > 0:
             return
-        # This alone tells a kernel without the family from a fault of the text.
-        new = wire.message(wire.NEWTABLE, family, wire.string(1, table), flags=CREATE)
-        self._commit([new], [f"table {family} {table}"])
+        created = self._create_table(family, table)
         present = self._chains(family, table)
-        if not any(is_newer(name, version) for name in present):
+        if any(is_newer(name, version) for name in present):
+            return
+        try:
             self.run(render_load(family, table, version, text, present))
+        except NftError:
+            if created:
+                self._connection.transaction([wire.message(wire.DELTABLE, family, wire.string(1, table))])
+            raise
 
     def change(self, *, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> None:
         deletions = [(_deletion(element), _describe(element)) for element in dict.fromkeys(delete)]
@@ -165,6 +171,15 @@ class Nftables:
         except OSError as e:
             raise NftError(e.errno, e.strerror) from e
 
+    def _create_table(self, family: str, table: str) -> bool:
+        """Whether the table was not there; only this tells a missing family from a faulty text."""
+        new = wire.message(wire.NEWTABLE, family, wire.string(1, table), flags=CREATE | EXCL)
+        refused = self._connection.transaction([new])
+        if errno.EEXIST in refused.values():
+            return False
+        self._raise(refused, [f"table {family} {table}"])
+        return True
+
     def _chains(self, family: str, table: str) -> list[str]:
         found = (
             attributes(raw, wire.BODY) for raw in self._connection.dump(wire.message(wire.GETCHAIN, family))
@@ -190,14 +205,21 @@ class Nftables:
             return False
         return not element.data or _verdict_chain(found.get(_DATA, b"")) == element.data.split()[1]
 
-    def _commit(self, messages: Sequence[Message], subjects: Sequence[str]) -> None:
-        self._raise(self._connection.transaction(messages), subjects)
-
     def _raise(self, refused: dict[int, int], subjects: Sequence[str]) -> None:
         if not refused:
             return
         index, error = min(refused.items(), key=lambda item: (item[0] < 0, item[0]))
         raise explained(error, subjects[index] if index >= 0 else "transaction")
+
+
+def loaded(nft: Nft, family: str, table: str, version: str) -> bool:
+    """Whether a table does its work, in this version or one of the next; elements alone do not.
+
+    A chain without rules was flushed by hand; `nft flush table` leaves the elements where they are.
+    """
+    base, _, number = version.rpartition("_v")
+    names = (f"{base}_v{n}" for n in range(int(number), int(number) + _NEXT_VERSIONS))
+    return any(found.use > 0 for name in names if (found := nft.chain(family, table, name)))
 
 
 def render(*, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> str:

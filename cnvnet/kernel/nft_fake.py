@@ -44,7 +44,7 @@ class FakeNft:
         chain = self.chain(family, table, version)
         if chain is not None and chain.use > 0:
             return
-        present = list(self.tables.setdefault((family, table), FakeTable()).chains)
+        present = list(self.tables.get((family, table), FakeTable()).chains)
         if not any(is_newer(name, version) for name in present):
             self.run(render_load(family, table, version, text, present))
 

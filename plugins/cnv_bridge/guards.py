@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final, NamedTuple
 
+from cnvnet.kernel import nft as kernel_nft
 from cnvnet.kernel.nft import Element, Nft
 
 FAMILY: Final = "bridge"
@@ -208,9 +209,8 @@ def ensure(nft: Nft) -> None:
 
 
 def loaded(nft: Nft) -> bool:
-    """Whether the table does its work; elements alone do not, and `nft flush table` leaves them."""
-    chain = nft.chain(FAMILY, TABLE, VERSION)
-    return chain is not None and chain.use > 0
+    """Whether the table does its work, which elements alone do not."""
+    return kernel_nft.loaded(nft, FAMILY, TABLE, VERSION)
 
 
 def elements(

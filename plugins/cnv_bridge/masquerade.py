@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from cnvnet.attachments import Attachments, Key
 from cnvnet.cni.errors import IO_FAILURE, CNIError
 from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Element, Nft, NftError
+from cnvnet.kernel.nft import Element, Nft, NftError, loaded
 
 FAMILY: Final = "inet"
 TABLE: Final = "cnv_masquerade"
@@ -137,12 +137,11 @@ def element(address: Interface) -> Element:
 
 def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
     """The elements of those addresses that are not masqueraded as they should be; for CHECK."""
-    chain = nft.chain(FAMILY, TABLE, VERSION)
-    loaded = chain is not None and chain.use > 0
+    works = loaded(nft, FAMILY, TABLE, VERSION)
     return [
         element(address)
         for address in addresses
-        if not loaded or not _has_subnet(nft, address) or nft.missing([element(address)])
+        if not works or not _has_subnet(nft, address) or nft.missing([element(address)])
     ]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from cnvnet.kernel import netns, nft_text
-from cnvnet.kernel.nft import Element, Nft, NftError, open_nft, render
+from cnvnet.kernel.nft import Element, Nft, NftError, loaded, open_nft, render
 from cnvnet.plugins.cnv_bridge import guards, masquerade
 from tests.functional.kernel.conftest import World
 from tests.harness import Sandbox, namespace
@@ -174,6 +174,7 @@ def test_an_older_program_leaves_a_newer_table_and_uses_its_sets(nft: Nft) -> No
     load(nft, NEWER, "guard_v2")
     load(nft)
     assert chains(nft, "guard_v1", "guard_v2") == ["guard_v2"]
+    assert loaded(nft, "bridge", "t", "guard_v1")
     nft.change(add=[mac("veth1")])
     assert nft.missing([mac("veth1")]) == []
 
@@ -186,13 +187,20 @@ def test_what_was_flushed_is_noticed_and_loaded_again(nft: Nft, command: str) ->
     load(nft)
     nft.change(add=[mac("veth1")])
     nft.run(command)
-    found = nft.chain("bridge", "t", "guard_v1")
-    assert found is None or found.use == 0
+    assert not loaded(nft, "bridge", "t", "guard_v1")
     load(nft)
+    assert loaded(nft, "bridge", "t", "guard_v1")
     found = nft.chain("bridge", "t", "guard_v1")
     assert found is not None
     assert found.use == 3
     assert len(nft.rules("bridge", "t", "more")) == 1
+
+
+def test_a_text_that_is_refused_leaves_no_table(nft: Nft) -> None:
+    with pytest.raises(NftError):
+        load(nft, "table bridge t {\n\tchain guard_v1 {\n\t}\n}\nand nonsense\n")
+    with pytest.raises(NftError):
+        nft.run("delete table bridge t\n")
 
 
 def test_rules_show_their_comment_and_where_they_jump(nft: Nft) -> None:
