@@ -86,16 +86,27 @@ def main(name: str, load: Load) -> NoReturn:
     try:
         _occupy_standard_descriptors()
         sys.stdout = sys.stderr  # whatever a library prints, stdout carries one document
-        response = run(name, load, _environ(), _read_stdin)
-        if _write(1, response.stdout):
-            code = response.exit
+        env, stdin = _environ(), _Stdin()
+        response = run(name, load, env, stdin)
+        told = _write(1, response.stdout)
         _write(2, response.stderr)
+        if told:
+            code = response.exit
+        elif response.exit == 0 and env.get("CNI_COMMAND") == "ADD":
+            _take_back(name, load, env, stdin)
     except KeyboardInterrupt:
         code = 130  # as a shell reports SIGINT
-    except Exception:  # noqa: BLE001 -- out of memory while answering, say: still no traceback
+    except BaseException as e:  # noqa: BLE001 -- no memory, or no way back from a namespace: still no traceback
         _write(1, b'{"code": %d, "msg": "internal error outside the call"}' % INTERNAL)
+        _write(2, f"{name}: {_one_line(f'{type(e).__name__}: {e}')}\n".encode("utf-8", "replace"))
     finally:
         os._exit(code)
+
+
+def _take_back(name: str, load: Load, env: Mapping[str, str], stdin: _Stdin) -> None:
+    """Undoes an ADD whose result nobody could be told, by the DEL that the runtime should send now."""
+    _write(2, f"{name}: the result cannot be written: deleting what it tells of\n".encode())
+    _write(2, run(name, load, {**env, "CNI_COMMAND": "DEL"}, stdin).stderr)
 
 
 def _answer(
@@ -209,6 +220,18 @@ def _occupy_standard_descriptors() -> None:
                 os.open("/dev/null", os.O_RDWR)
             except OSError:
                 os.open("/", os.O_RDONLY)  # inside a bare chroot; neither readable nor writable, but taken
+
+
+class _Stdin:
+    """All of this process' stdin, read when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._content: bytes | None = None
+
+    def __call__(self) -> bytes:
+        if self._content is None:
+            self._content = _read_stdin()
+        return self._content
 
 
 def _read_stdin() -> bytes:
