@@ -15,12 +15,12 @@ from cnvnet.kernel.nft import (
     Element,
     NftError,
     Rule,
-    encode,
     explained,
     is_newer,
     render,
     render_load,
 )
+from cnvnet.kernel.nft_elements import encode
 
 _OPENING: Final = re.compile(r"(set|map|counter|chain)\s+(\S+)\s*\{(.*)")
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnvnet.kernel.nft import Element, encode, explained, is_newer, render, render_load
+from cnvnet.kernel.nft import Element, explained, is_newer, render, render_load
+from cnvnet.kernel.nft_elements import encode
 from cnvnet.kernel.nft_fake import FakeNft
 
 TEXT = """\
