@@ -34,17 +34,15 @@ def read_report(path: Path) -> Counts:
 
 def main(folder: Path) -> int:
     counts = {path.stem: read_report(path) for path in sorted(folder.glob("*.xml"))}
-    died = folder / "died"
-    for suite in died.read_text().split() if died.exists() else []:
-        counts[suite] = Counts(0, 1, 0, 0.0)
+    failed = folder / "failed"
+    for suite in failed.read_text().split() if failed.exists() else []:
+        reported = counts.get(suite, Counts(0, 0, 0, 0.0))
+        counts[suite] = reported._replace(failed=reported.failed + 1)
         print(f"{suite}: ended before its last test did, see {folder / suite}.log")
-    for suite, count in counts.items():
+    for suite, count in sorted(counts.items()):
         print(f"{suite + ':':<12}{count} in {count.seconds:.0f} s")
-    print(
-        Counts(*(sum(column) for column in zip(*counts.values(), strict=True)))
-        if counts
-        else Counts(0, 0, 0, 0.0)
-    )
+    columns = zip(*counts.values(), strict=True)
+    print(Counts(*(sum(column) for column in columns)) if counts else Counts(0, 0, 0, 0.0))
     return 1 if any(count.failed for count in counts.values()) else 0
 
 
