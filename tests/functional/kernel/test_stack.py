@@ -10,6 +10,7 @@ import pytest
 from cnvnet.kernel.addresses import AddAddress, DeleteAddress
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import (
+    Bridge,
     ChangeLink,
     CreateBridge,
     CreateDummy,
@@ -554,7 +555,7 @@ DEFAULT_VLAN = VlanRange(1, 1, pvid=True, untagged=True)
 
 def test_a_new_port_of_a_filtering_bridge_has_the_default_vlan(vlan_world: World) -> None:
     bridge = vlan_world.bridge(vlan_filtering=True)
-    assert seen(vlan_world.host, "br0").bridge == (True, 1)
+    assert seen(vlan_world.host, "br0").bridge == Bridge(vlan_filtering=True, default_pvid=1)
     port = vlan_world.port(master=bridge.ifindex)
     assert vlan_world.host.vlans(port.ifindex) == [DEFAULT_VLAN]
     assert vlan_world.host.vlans(bridge.ifindex) == [DEFAULT_VLAN]
