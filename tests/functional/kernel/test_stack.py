@@ -284,7 +284,7 @@ def test_renaming_and_enslaving_are_refused_as_the_kernel_does(world: World) -> 
 
 
 def test_a_kernel_without_vlans_says_so(world: World) -> None:
-    if world.host.apply(CreateBridge("br0"))[0].bridge != (False, 0):
+    if world.host.apply(CreateBridge("br0"))[0].bridge != Bridge(vlan_filtering=False, default_pvid=0):
         pytest.skip("this kernel has bridge VLANs")
     port = world.port(master=seen(world.host, "br0").ifindex)
     wanted = CreateBridge("br1", vlan_filtering=True)
