@@ -137,7 +137,7 @@ table bridge cnv_bridge {
 	# ND is never fragmented (RFC 6980), and a first fragment holds all headers (RFC 7112), or it hides them.
 	chain ipv6_fragment {
 		meta protocol ip6 frag frag-off != 0 goto ipv6_later_fragment
-		meta l4proto ipv6-icmp @th,0,8 133-137 counter name fragmented_nd drop
+		meta l4proto 58 @th,0,8 133-137 counter name fragmented_nd drop
 		@th,0,8 0-255 return
 		counter name fragmented_nd drop
 	}
@@ -150,9 +150,9 @@ table bridge cnv_bridge {
 
 	chain ipv6_whole {
 		iifname @ip_ports jump ipv6_source
-		meta l4proto udp iifname @dhcp_ports jump dhcp_server
-		meta l4proto ipv6-icmp iifname @ra_ports @th,0,8 { 134, 137 } counter name router drop
-		meta l4proto ipv6-icmp iifname @ip_ports goto neighbour
+		meta l4proto 17 iifname @dhcp_ports jump dhcp_server
+		meta l4proto 58 iifname @ra_ports @th,0,8 { 134, 137 } counter name router drop
+		meta l4proto 58 iifname @ip_ports goto neighbour
 	}
 
 	# From :: only DAD, RS, and MLD come (RFC 4862, RFC 4861, RFC 3590).
