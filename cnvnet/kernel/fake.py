@@ -20,6 +20,7 @@ from cnvnet.kernel.links import (
     DeleteGroup,
     DeleteLink,
     Link,
+    Tun,
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
 from cnvnet.kernel.netns import Netns, NotANamespace
@@ -222,6 +223,7 @@ class FakeStack:
                 if namespace.by_name(wanted.name) is not None:
                     raise OSError(errno.EBUSY, "")
                 link = namespace.add_link(wanted.name, "tun")
+                link.tun = Tun(wanted.owner, wanted.group, wanted.multi_queue)
         return link
 
     def _create_veth(self, wanted: CreateVeth) -> FakeLink:
@@ -264,7 +266,7 @@ class FakeSysctls:
         except OSError as e:
             number = e.errno or errno.EIO
             raise KernelError(number, f"sysctl {key}={value}: {os.strerror(number).lower()}") from e
-        self._namespace.sysctls[key] = value
+        self._namespace.set_sysctl(key, value)
         self._kernel.done.append((key, value))
 
 

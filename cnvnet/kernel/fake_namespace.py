@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Final, NoReturn
 
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, scope_of
-from cnvnet.kernel.links import Bridge, ChangeLink, Link, Port
+from cnvnet.kernel.links import Bridge, ChangeLink, Link, Port, Tun
 from cnvnet.kernel.neighbours import Neighbour
 from cnvnet.kernel.routes import MAIN_TABLE, PROTOCOL_BOOT, PROTOCOL_KERNEL, SCOPE_LINK, AddRoute, Route
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange, expand
@@ -24,9 +24,16 @@ _SYSCTLS: Final = {
     "net/ipv6/conf/all/forwarding": "0",
     "net/ipv6/conf/all/disable_ipv6": "0",
     "net/ipv6/conf/default/disable_ipv6": "0",
+    "net/bridge/bridge-nf-call-iptables": "1",
+    "net/bridge/bridge-nf-call-ip6tables": "1",
+    "net/ipv4/conf/all/accept_redirects": "1",
+    "net/ipv4/conf/all/send_redirects": "1",
+    "net/ipv4/conf/default/forwarding": "0",
+    "net/ipv6/conf/default/forwarding": "0",
     "net/ipv4/conf/all/arp_ignore": "0",
     "net/ipv4/conf/all/rp_filter": "0",
 }
+_FORWARDING: Final = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}
 _SYSCTLS_OF_A_LINK: Final = {
     "net/ipv4/conf/{}/accept_redirects": "1",
     "net/ipv4/conf/{}/arp_announce": "0",
@@ -71,6 +78,7 @@ class FakeLink:
         self.alias = ""
         self.bridge: Bridge | None = None
         self.port: Port | None = None
+        self.tun: Tun | None = None
         self.vlans: dict[int, VlanRange] = {}
         self.mac_is_pinned = False
         self.mtu_is_pinned = False
@@ -105,6 +113,7 @@ class FakeLink:
             alias=self.alias,
             bridge=self.bridge,
             port=self.port,
+            tun=self.tun,
         )
 
 
@@ -405,6 +414,20 @@ class FakeNamespace:
             if fits and known.dst.version == gw.version and gw in known.dst:
                 return known.ifindex
         return refuse(errno.ENETUNREACH if isinstance(gw, IPv4Address) else errno.EHOSTUNREACH)
+
+    # sysctls
+
+    def set_sysctl(self, key: str, value: str) -> None:
+        """One that there is. To become a router, or none any more, changes what each link does."""
+        before, self.sysctls[key] = self.sysctls[key], value
+        family = _FORWARDING.get(key)
+        if family is None or before == value:
+            return
+        for other in self.sysctls:
+            if other.startswith(f"net/{family}/conf/") and other.endswith("/forwarding"):
+                self.sysctls[other] = value
+        if family == "ipv4":
+            self.sysctls["net/ipv4/conf/all/accept_redirects"] = "0" if value == "1" else "1"
 
     # neighbours and VLANs
 

@@ -51,6 +51,9 @@ _IFLA_BR_VLAN_FILTERING: Final = 7
 _IFLA_BR_VLAN_DEFAULT_PVID: Final = 39
 _IFLA_BR_MULTI_BOOLOPT: Final = 46
 _BR_BOOLOPT_NO_LL_LEARN: Final = 1 << 0
+_IFLA_TUN_OWNER: Final = 1
+_IFLA_TUN_GROUP: Final = 2
+_IFLA_TUN_MULTI_QUEUE: Final = 7
 _IFLA_BRPORT_MODE: Final = 4
 _IFLA_BRPORT_LEARNING: Final = 8
 _IFLA_BRPORT_ISOLATED: Final = 33
@@ -84,6 +87,14 @@ class Bridge(NamedTuple):
     linklocal_learning: bool = True
 
 
+class Tun(NamedTuple):
+    """What only a tap has (IFLA_TUN_*): who may open it, None for nobody but root, and how."""
+
+    owner: int | None = None
+    group: int | None = None
+    multi_queue: bool = False
+
+
 class Link(NamedTuple):
     """A link as the kernel reports it.
 
@@ -107,6 +118,7 @@ class Link(NamedTuple):
     alias: str = ""
     bridge: Bridge | None = None
     port: Port | None = None
+    tun: Tun | None = None
 
 
 class CreateBridge(NamedTuple):
@@ -241,6 +253,7 @@ def decode(raw: bytes) -> Link:
         alias=text(found.get(_IFLA_IFALIAS, b"")),
         bridge=_decode_bridge(info.get(_IFLA_INFO_DATA, b"")) if kind == "bridge" else None,
         port=_decode_port(info.get(_IFLA_INFO_SLAVE_DATA, b"")) if is_port else None,
+        tun=_decode_tun(info.get(_IFLA_INFO_DATA, b"")) if kind == "tun" else None,
     )
 
 
@@ -382,6 +395,14 @@ def _decode_port(data: bytes) -> Port:
         isolated=bool(_number(found.get(_IFLA_BRPORT_ISOLATED))),
         learning=bool(_number(found.get(_IFLA_BRPORT_LEARNING))),
     )
+
+
+def _decode_tun(data: bytes) -> Tun:
+    found = attributes(data)
+    owner, group = (
+        _number(found[kind]) if kind in found else None for kind in (_IFLA_TUN_OWNER, _IFLA_TUN_GROUP)
+    )
+    return Tun(owner, group, bool(_number(found.get(_IFLA_TUN_MULTI_QUEUE))))
 
 
 _SKIP_STATS: Final = attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))

@@ -82,7 +82,7 @@ class FakeNft:
             for line in lines:
                 if line.startswith("table "):
                     _, family, table, _ = line.split()
-                    self._block(self.tables.setdefault((family, table), FakeTable()), lines)
+                    self._block((family, table), lines)
                 elif line and not line.startswith("#"):
                     self._command(line)
         except NftError:
@@ -103,7 +103,8 @@ class FakeNft:
         table = self.tables.get((element.family, element.table), FakeTable())
         return table.sets.get(element.set)
 
-    def _block(self, table: FakeTable, lines: Iterator[str]) -> None:
+    def _block(self, family_and_table: tuple[str, str], lines: Iterator[str]) -> None:
+        table = self.tables.setdefault(family_and_table, FakeTable())
         for line in lines:
             if line == "}":
                 return
@@ -114,6 +115,8 @@ class FakeNft:
             if kind in ("set", "map"):
                 table.sets.setdefault(name, {})
             inside = [] if rest.endswith("}") else _until_closed(lines)
+            for element in _elements_of(family_and_table, name, inside):
+                table.sets[name][encode(element)] = element
             if kind == "chain":
                 rules = table.chains.setdefault(name, [])
                 rules += [self._rule(rule) for rule in inside if not rule.startswith("type ")]
@@ -122,6 +125,10 @@ class FakeNft:
         match line.split(maxsplit=5):
             case ["flush", "ruleset"]:
                 self.tables.clear()
+            case ["create", "table", family, table]:
+                if (family, table) in self.tables:
+                    raise NftError(errno.EINVAL, f"nft: Error: {family} {table}: File exists")
+                self.tables[family, table] = FakeTable()
             case ["add", "table", family, table]:
                 self.tables.setdefault((family, table), FakeTable())
             case ["delete", "table", family, table]:
@@ -172,6 +179,16 @@ class FakeNft:
         self._handle += 1
         words = shlex.split(text)
         return Rule(self._handle, _after(words, "comment"), _after(words, "jump") or _after(words, "goto"))
+
+
+def _elements_of(where: tuple[str, str], name: str, inside: Sequence[str]) -> Iterator[Element]:
+    """What a set's own block says is in it."""
+    words = {line.split()[0]: line for line in inside}
+    if "elements" not in words:
+        return
+    types = tuple(words["type"].removeprefix("type ").rstrip(";").split(" . "))
+    for key in words["elements"].partition("{")[2].rpartition("}")[0].split(","):
+        yield Element(*where, name, types, tuple(part.strip() for part in key.split(" . ")))
 
 
 def _until_closed(lines: Iterator[str]) -> list[str]:

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
 from typing import Final, NamedTuple
 
 _DEVICE: Final = "/dev/net/tun"
+_SELINUX: Final = "/sys/fs/selinux"
+_EXEC_CONTEXT: Final = "/proc/thread-self/attr/exec"
 # include/uapi/linux/if_tun.h
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB
@@ -28,17 +31,34 @@ class CreateTap(NamedTuple):
 
     QEMU must open it with as many queues as it was made for: `multi_queue` and a single-queue QEMU do not
     match, nor the other way round (EINVAL). VNET_HDR, offloads and vhost are QEMU's to choose. The MAC is
-    the kernel's, the link down.
+    the kernel's, the link down. Made in `selinux_context`, QEMU's own, it can be opened by a QEMU that
+    SELinux confines: with the context of whoever runs us it could not (relabelfrom tun_socket).
     """
 
     name: str
     owner: int = 0
     group: int = 0
     multi_queue: bool = False
+    selinux_context: str = ""
+
+
+def ensure_available(selinux_context: str = "") -> None:
+    """OSError, naming what is missing, when no tap could be made here, or none in this context."""
+    if not os.path.exists(_DEVICE):
+        raise OSError(errno.ENOENT, f"{_DEVICE} is missing (modprobe tun)")
+    if selinux_context and not os.path.isdir(_SELINUX):
+        raise OSError(errno.EOPNOTSUPP, f"selinuxContext {selinux_context}: SELinux does not run here")
 
 
 def create(wanted: CreateTap) -> None:
     """Makes the tap in the calling thread's namespace; OSError. A half-made one goes away by itself."""
+    if wanted.selinux_context:
+        _create_in_context(wanted)
+    else:
+        _create(wanted)
+
+
+def _create(wanted: CreateTap) -> None:
     # KubeVirt asks exclusively (EBUSY when the name is taken) for single-queue taps only; without it a
     # second call would add a queue to somebody else's tap.
     mode = _IFF_MULTI_QUEUE | _IFF_NO_PI if wanted.multi_queue else _IFF_ONE_QUEUE
@@ -51,3 +71,48 @@ def create(wanted: CreateTap) -> None:
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)  # without TUNSETPERSIST this deletes the link
+
+
+def _create_in_context(wanted: CreateTap) -> None:
+    """The same in a child: a device gets the context of the process that makes it, for good."""
+    ensure_available(wanted.selinux_context)
+    _set_exec_context(wanted.selinux_context)
+    try:
+        run_child(wanted)
+    finally:
+        _set_exec_context("")
+
+
+def run_child(wanted: CreateTap) -> None:
+    """Makes the tap in a program of its own, which SELinux can give another context. OSError."""
+    import subprocess
+    import sys
+
+    arguments = [wanted.name, str(wanted.owner), str(wanted.group), str(int(wanted.multi_queue))]
+    child = [sys.executable, "-I", "-S", "-c", _CHILD, os.path.abspath(__file__), *arguments]
+    done = subprocess.run(child, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stdout.decode(errors="replace")
+        number = int(said) if said.isdigit() else errno.EIO
+        raise OSError(number, os.strerror(number))
+
+
+# This file alone, without the package around it.
+_CHILD: Final = """
+import runpy, sys
+own = runpy.run_path(sys.argv[1])
+try:
+    own["create"](own["CreateTap"](sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1"))
+except OSError as e:
+    sys.stdout.write(str(e.errno))
+    sys.exit(1)
+"""
+
+
+def _set_exec_context(context: str) -> None:
+    """What the next program that this thread starts runs as; "" for SELinux's own choice."""
+    fd = os.open(_EXEC_CONTEXT, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, context.encode() or b"\0")
+    finally:
+        os.close(fd)

@@ -248,6 +248,33 @@ def test_intervals_come_and_go(nft: Nft) -> None:
 # From here on only the real one is meant.
 
 
+def test_a_table_to_be_created_must_not_be_there_and_brings_its_elements(nft: Nft) -> None:
+    script = """\
+create table ip c
+table ip c {
+	set pairs {
+		type inet_proto . inet_service
+		flags interval
+		elements = { 6 . 80, 17 . 5000-5010 }
+	}
+	chain use {
+		meta l4proto . th dport @pairs counter accept comment "a pair"
+	}
+}
+"""
+    pair = Element("ip", "c", "pairs", ("inet_proto", "inet_service"), ("6", "80"))
+    others = [pair._replace(key=key) for key in (("17", "5000-5010"), ("17", "80"), ("6", "5000-5010"))]
+    nft.run(script)
+    assert nft.missing([pair, *others]) == others[1:]
+    assert [rule.comment for rule in nft.rules("ip", "c", "use")] == ["a pair"]
+    with pytest.raises(NftError, match="File exists"):
+        nft.run(script)
+    removal = "add table ip c\ndelete table ip c\n"
+    nft.run(removal)
+    assert nft.rules("ip", "c", "use") == []
+    nft.run(removal)
+
+
 class Linux(NamedTuple):
     """The real one in a namespace of its own."""
 

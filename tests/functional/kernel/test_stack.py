@@ -18,6 +18,7 @@ from cnvnet.kernel.links import (
     DeleteGroup,
     DeleteLink,
     Port,
+    Tun,
     VethPeer,
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
@@ -609,3 +610,30 @@ def test_a_trunk_of_two_thousand_separate_vlans_fits_one_operation(vlan_world: W
     wanted = tuple(VlanRange(vid, vid) for vid in range(2, 4095, 2))
     vlan_world.host.apply(AddVlans(port.ifindex, wanted))
     assert vlan_world.host.vlans(port.ifindex) == [DEFAULT_VLAN, *wanted]
+
+
+@pytest.mark.parametrize(
+    ("key", "family"),
+    [("net/ipv4/ip_forward", "ipv4"), ("net/ipv6/conf/all/forwarding", "ipv6")],
+    ids=["ipv4", "ipv6"],
+)
+def test_forwarding_takes_every_link_and_the_heeding_of_redirects_along(
+    world: World, key: str, family: str
+) -> None:
+    sysctls = world.pod.sysctls
+    world.port()
+    others = [f"net/{family}/conf/{name}/forwarding" for name in ("lo", "eth0", "default")]
+    before = sysctls.get("net/ipv4/conf/all/accept_redirects")
+    for value in ("1", "0"):
+        sysctls.set(key, value)
+        assert [sysctls.get(other) for other in others] == [value] * 3
+        heeded = sysctls.get("net/ipv4/conf/all/accept_redirects")
+        assert heeded == (before if family == "ipv6" else "0" if value == "1" else "1")
+
+
+def test_a_tap_says_who_may_open_it(world: World) -> None:
+    world.pod.apply(CreateTap("tap0", owner=107, group=108), CreateTap("tap1", multi_queue=True))
+    assert seen(world.pod, "tap0").tun == Tun(107, 108, multi_queue=False)
+    assert seen(world.pod, "tap1").tun == Tun(0, 0, multi_queue=True)
+    world.port()
+    assert seen(world.pod, "eth0").tun is None
