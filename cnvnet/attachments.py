@@ -37,7 +37,11 @@ class Key(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What an ADD did, written (fsynced) before its first deed. `undo` holds the keys DEL needs, as JSON."""
+    """What an ADD did, written (fsynced) before its first deed. `undo` holds the keys DEL needs, as JSON.
+
+    `guest`, for a binding whose guest is to be served, is what the node's agent has to know: the tap's name
+    as `ifname`, and `settings` as cnvnet.guest.settings_json has them.
+    """
 
     key: Key
     netns_path: str
@@ -45,6 +49,7 @@ class Record(NamedTuple):
     boot_id: str
     state: str
     undo: dict[str, Any]
+    guest: dict[str, Any] | None = None
 
 
 class UnreadableRecord(CNIError):
@@ -249,7 +254,7 @@ def _describe(key: Key) -> str:
 
 
 def _render(record: Record) -> bytes:
-    document = {
+    document: dict[str, Any] = {
         "v": VERSION,
         "plugin": record.key.plugin,
         "network": record.key.network,
@@ -260,6 +265,8 @@ def _render(record: Record) -> bytes:
         "state": record.state,
         "undo": record.undo,
     }
+    if record.guest is not None:
+        document["guest"] = record.guest
     return json.dumps(document).encode() + b"\n"
 
 
@@ -274,16 +281,17 @@ def _parse(path: str, content: bytes) -> Record | None:
             )
         texts = [document[field] for field in ("plugin", "network", "containerid", "ifname")]
         texts += [document["netns"]["path"], document["boot_id"], document["state"]]
-        inode, undo = document["netns"]["inode"], document["undo"]
+        inode, undo, guest = document["netns"]["inode"], document["undo"], document.get("guest")
         if not (
             all(isinstance(text, str) for text in texts)
             and isinstance(inode, int)
             and isinstance(undo, dict)
+            and isinstance(guest, dict | None)
         ):
             raise UnreadableRecord(path, "a field has the wrong type")
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise UnreadableRecord(path, f"not a record: {type(e).__name__}: {e}") from e
-    return Record(Key(*texts[:4]), texts[4], inode, texts[5], texts[6], undo)
+    return Record(Key(*texts[:4]), texts[4], inode, texts[5], texts[6], undo, guest)
 
 
 def _content(path: str) -> bytes:

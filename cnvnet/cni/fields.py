@@ -89,6 +89,16 @@ class Fields:
             found.append(item or "")
         return tuple(found)
 
+    def integers(self, key: str, *, minimum: int, maximum: int) -> tuple[int, ...]:
+        """A list of whole numbers; empty when absent."""
+        found: list[int] = []
+        for index, item in enumerate(self._list(key, "a list of integers")):
+            where = f"{self.path(key)}[{index}]"
+            if not isinstance(item, int) or isinstance(item, bool):
+                raise _unexpected(where, "an integer", item)
+            found.append(_in_range(item, minimum, maximum, where))
+        return tuple(found)
+
     def fields(self, key: str) -> Fields:
         """A nested object; an empty one when absent (`has` tells them apart)."""
         value = self.raw(key)

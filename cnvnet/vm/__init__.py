@@ -1,1 +1,1 @@
-"""Whom a request is for: which virtual machine, which of its interfaces, in which role."""
+"""The VM of a request: who it is, which interface of the pod it is bound to, what its links are called."""

@@ -1,0 +1,108 @@
+"""The key `guestServices`: what a guest is to be told by DHCP, DHCPv6 and router advertisements.
+
+Its keys are those of a VM's `dhcpOptions` in KubeVirt and some more. Name servers and search domains come
+from it, else from the runtime (the capability `dns`), else from the network's own result; where none of
+them says anything the node's agent takes the pod's resolv.conf.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from cnvnet.cni.conventions import runtime_config
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.fields import Fields, as_address
+from cnvnet.cni.result import DNS
+from cnvnet.guest import domains, resolvconf
+from cnvnet.guest.settings import FOREVER, LEASE_SECONDS, Settings, checked
+
+
+class Wishes(NamedTuple):
+    """What the configuration says about a guest's services.
+
+    Without the key a guest is served if the node has an agent (`enabled`), with it, it has to be
+    (`required`).
+    """
+
+    enabled: bool = True
+    required: bool = False
+    hostname: str = ""
+    nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
+    search: tuple[str, ...] = ()
+    ntp_servers: tuple[str, ...] = ()
+    tftp_server: str = ""
+    boot_file: str = ""
+    private_options: tuple[tuple[int, str], ...] = ()
+    lease_seconds: int = LEASE_SECONDS
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Wishes:
+        """From the whole configuration. Raises InvalidConfig naming the key."""
+        key = fields.fields("guestServices")
+        enabled = key.flag("enabled", default=True)
+        dns = runtime_config(fields).fields("dns")
+        nameservers = [
+            as_address(text, f"{key.path('nameservers')}[{index}]")
+            for index, text in enumerate(key.texts("nameservers"))
+        ]
+        return cls(
+            enabled=enabled,
+            required=enabled and fields.has("guestServices"),
+            hostname=_hostname(key),
+            nameservers=tuple(nameservers) or resolvconf.usable(dns.texts("servers")),
+            search=key.texts("search") or dns.texts("searches"),
+            ntp_servers=key.texts("ntpServers"),
+            tftp_server=_text(key, "tftpServerName"),
+            boot_file=_text(key, "bootFileName"),
+            private_options=_private_options(key),
+            lease_seconds=key.integer("leaseSeconds", LEASE_SECONDS, minimum=60, maximum=FOREVER),
+        )
+
+    def complete(self, settings: Settings, *, dns: DNS, hostname: str = "") -> Settings:
+        """A network's settings with the wishes put in; `dns` and `hostname` count where they say nothing.
+
+        Raises InvalidConfig when the whole cannot be given to a guest.
+        """
+        return checked(
+            settings._replace(
+                hostname=self.hostname or hostname,
+                nameservers=self.nameservers or resolvconf.usable(dns.nameservers),
+                search=self.search or dns.search or ((dns.domain,) if dns.domain else ()),
+                ntp_servers=self.ntp_servers,
+                tftp_server=self.tftp_server,
+                boot_file=self.boot_file,
+                private_options=self.private_options,
+                lease_seconds=self.lease_seconds,
+            )
+        )
+
+
+def _hostname(key: Fields) -> str:
+    name = key.text("hostname")
+    if name and not domains.cleaned(name):
+        raise InvalidConfig(f'{key.path("hostname")}: "{name[:64]}" is not a host name')
+    return name
+
+
+def _text(key: Fields, name: str) -> str:
+    text = key.text(name)
+    # It becomes a DHCP option, which clients hand to programs written in C.
+    if not (text.isascii() and text.isprintable()) or len(text) > 255:
+        raise InvalidConfig(f"{key.path(name)}: {text[:40]!r} is not up to 255 printable ASCII characters")
+    return text
+
+
+def _private_options(key: Fields) -> tuple[tuple[int, str], ...]:
+    found: dict[int, str] = {}
+    for item in key.each("privateOptions") or ():
+        option = item.integer("option", minimum=224, maximum=254)
+        value = item.required("value")
+        if not option:
+            raise InvalidConfig(f"{item.path('option')}: required")
+        if option in found:
+            raise InvalidConfig(f"{item.path('option')}: {option} is given twice")
+        if len(value.encode(errors="surrogatepass")) > 255:
+            raise InvalidConfig(f"{item.path('value')}: longer than 255 bytes")
+        found[option] = value
+    return tuple(found.items())

@@ -1,0 +1,72 @@
+"""Sysctls of a pod's namespace that a binding sets, and puts back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from cnvnet.kernel.stack import Stack
+
+IPV4_FORWARDING: Final = "net/ipv4/ip_forward"
+IPV6_FORWARDING: Final = "net/ipv6/conf/all/forwarding"
+
+
+class Setting(NamedTuple):
+    """A sysctl to set; one that is not `required` may be missing or refused."""
+
+    key: str
+    value: str
+    required: bool = True
+
+
+class Change(NamedTuple):
+    """A sysctl that was `before` and is `value` now; `value` "" is one that changes with another."""
+
+    key: str
+    before: str
+    value: str
+
+
+def apply(stack: Stack, settings: Iterable[Setting]) -> None:
+    """Sets all. Raises KernelError for one that is required."""
+    for setting in settings:
+        try:
+            stack.sysctls.set(setting.key, setting.value)
+        except OSError:
+            if setting.required:
+                raise
+
+
+def changes(stack: Stack, settings: Iterable[Setting]) -> tuple[Change, ...]:
+    """What setting them will change, in their order: to be written down before it is done."""
+    found: list[Change] = []
+    for setting in settings:
+        before = stack.sysctls.get(setting.key)
+        if before is not None and before != setting.value:
+            found += _side_effects(stack, setting.key)
+            found.append(Change(setting.key, before, setting.value))
+    return tuple(found)
+
+
+def restore(stack: Stack, changed: Iterable[Change]) -> None:
+    """Puts back what still is as it was set, the last first. Raises KernelError."""
+    for change in reversed(tuple(changed)):
+        now = stack.sysctls.get(change.key)
+        if now is not None and now != change.before and now == (change.value or now):
+            stack.sysctls.set(change.key, change.before)
+
+
+def _side_effects(stack: Stack, key: str) -> list[Change]:
+    """What forwarding takes along (inet_forward_change, addrconf_forward_change), as far as it differs.
+
+    They stand before the change itself, so that they are put back after it.
+    """
+    if key not in (IPV4_FORWARDING, IPV6_FORWARDING):
+        return []
+    family = "ipv4" if key == IPV4_FORWARDING else "ipv6"
+    keys = [f"net/{family}/conf/{link.name}/forwarding" for link in stack.links()]
+    keys.append(f"net/{family}/conf/default/forwarding")
+    if family == "ipv4":
+        keys.append("net/ipv4/conf/all/accept_redirects")
+    values = [(key, stack.sysctls.get(key)) for key in keys]
+    return [Change(key, value, "") for key, value in values if value is not None]
