@@ -186,7 +186,7 @@ class Node(Sandbox):
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-OURS = ("cnv-bridge", "static-ip")
+OURS = ("cnv-bridge", "masquerade", "static-ip")
 
 
 def _resolve(program: str) -> str:

@@ -24,7 +24,7 @@ LAYERS = {
     "cnvnet.attempts": {"cnvnet.cni", "cnvnet.kernel"},
     "cnvnet.guest": {"cnvnet.cni", "cnvnet.kernel", "cnvnet.vm", "cnvnet.attachments"},
     "cnvnet.ipam": LIBRARY,
-    "cnvnet.plugins": LIBRARY | {"cnvnet.ipam"},
+    "cnvnet.plugins": LIBRARY | {"cnvnet.ipam", "cnvnet.guest"},
     "cnvnet.agent": {"cnvnet"},
     "cnvnet.cli": {"cnvnet"},
 }

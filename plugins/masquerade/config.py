@@ -1,0 +1,173 @@
+"""The configuration of masquerade: every key, parsed once.
+
+`vmNetworkCIDR`, `vmIPv6NetworkCIDR`, `ports` and `portRanges` are those of a VM's spec in KubeVirt, with the
+bounds of its admission; `istio` stands for the annotation sidecar.istio.io/inject. The others are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, NamedTuple
+
+from cnvnet.cni.args import parse_args
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.fields import Fields, as_network
+from cnvnet.cni.request import Request
+from cnvnet.guest.wishes import Wishes
+from cnvnet.vm import identity
+from cnvnet.vm.tap_options import TapOptions
+
+DEFAULT_NETWORK: Final = "10.0.2.0/24"
+DEFAULT_IPV6_NETWORK: Final = "fd10:0:2::/120"
+# What KubeVirt's own live migration listens on in the pod.
+DEFAULT_RESERVED: Final = (49152, 49153)
+TCP: Final = 6
+UDP: Final = 17
+_PROTOCOLS: Final = {"": TCP, "tcp": TCP, "udp": UDP}
+_PORTS: Final = (1, 65535)
+# RFC 791, RFC 8200; MAX_MTU of the kernel's tun driver.
+MIN_MTU: Final = 576
+MIN_IPV6_MTU: Final = 1280
+MAX_MTU: Final = 65521
+_ARGS: Final = frozenset({"IP", "MAC", *identity.ARGS, *identity.KUBERNETES_ARGS})
+
+
+class PortRange(NamedTuple):
+    """Ports of one protocol (its number), both ends included."""
+
+    protocol: int
+    first: int
+    last: int
+
+
+class Config(NamedTuple):
+    """What the configuration asks for.
+
+    `listed` are the ports that lead to the guest, merged and sorted; none: all that are not `reserved`,
+    which are TCP ports kept for the pod itself. `mtu` 0 is that of the pod's interface. `hostname` is the
+    VM's. `target`: the VM is about to move here from another pod.
+    """
+
+    network: IPv4Network
+    ipv6_network: IPv6Network
+    listed: tuple[PortRange, ...]
+    reserved: tuple[int, ...]
+    istio: bool
+    hairpin: bool
+    mtu: int
+    tap: TapOptions
+    target: bool
+    guest: Wishes
+    hostname: str
+
+    @classmethod
+    def parse(cls, request: Request) -> Config:
+        """Raises CNIError (7, for CNI_ARGS 4) naming the key that is wrong or contradicts another."""
+        fields = request.fields
+        vm = identity.identify(fields, parse_args(request.args, _ARGS), request.ifname)
+        listed = _listed(fields)
+        mtu = fields.integer("mtu")
+        if mtu and not MIN_MTU <= mtu <= MAX_MTU:
+            raise InvalidConfig(f"mtu: {mtu} is not between {MIN_MTU} and {MAX_MTU}")
+        return cls(
+            network=_network(fields),
+            ipv6_network=_ipv6_network(fields),
+            listed=listed,
+            reserved=_reserved(fields, listed),
+            istio=fields.flag("istio"),
+            hairpin=fields.flag("hairpin", default=True),
+            mtu=mtu,
+            tap=TapOptions.parse(fields),
+            target=vm is not None and vm.role == identity.TARGET,
+            guest=Wishes.parse(fields),
+            hostname=vm.name if vm is not None else "",
+        )
+
+
+def _network(fields: Fields) -> IPv4Network:
+    # KubeVirt's API takes numbers with leading zeros.
+    text = _without_zeros(fields.text("vmNetworkCIDR")) or DEFAULT_NETWORK
+    where = fields.path("vmNetworkCIDR")
+    network = as_network(text, where)
+    if not isinstance(network, IPv4Network):
+        raise InvalidConfig(f"{where}: {text} is not an IPv4 network")
+    _ensure_hosts(network, where, longest=30)
+    return network
+
+
+def _ipv6_network(fields: Fields) -> IPv6Network:
+    text = fields.text("vmIPv6NetworkCIDR") or DEFAULT_IPV6_NETWORK
+    where = fields.path("vmIPv6NetworkCIDR")
+    network = as_network(text, where)
+    if not isinstance(network, IPv6Network):
+        raise InvalidConfig(f"{where}: {text} is not an IPv6 network")
+    _ensure_hosts(network, where, longest=126)
+    return network
+
+
+def _ensure_hosts(network: IPv4Network | IPv6Network, where: str, *, longest: int) -> None:
+    if network.prefixlen > longest:
+        raise InvalidConfig(f"{where}: {network} has no room for a gateway and a guest (/{longest} at most)")
+    gateway, guest = network.network_address + 1, network.network_address + 2
+    for host in (gateway, guest):
+        if host.is_loopback or host.is_multicast or host.is_link_local or int(host) < 1 << 24:
+            raise InvalidConfig(f"{where}: {host} cannot be the address of a host")
+
+
+def _without_zeros(text: str) -> str:
+    address, slash, length = text.partition("/")
+    octets = [octet.lstrip("0") or "0" if octet.isdigit() else octet for octet in address.split(".")]
+    return ".".join(octets) + slash + length if text else ""
+
+
+def _listed(fields: Fields) -> tuple[PortRange, ...]:
+    found: list[PortRange] = []
+    for item in fields.each("ports") or ():
+        port = _port(item, "port")
+        found.append(PortRange(_protocol(item), port, port))
+    for item in fields.each("portRanges") or ():
+        found.append(PortRange(_protocol(item), _port(item, "start"), _port(item, "end")))
+        if found[-1].last < found[-1].first:
+            raise InvalidConfig(f"{item.path('end')}: {found[-1].last} is less than {found[-1].first}")
+    return merged(found)
+
+
+def _port(item: Fields, key: str) -> int:
+    if not item.has(key):
+        raise InvalidConfig(f"{item.path(key)}: required")
+    return item.integer(key, minimum=_PORTS[0], maximum=_PORTS[1])
+
+
+def _protocol(item: Fields) -> int:
+    text = item.text("protocol")
+    protocol = _PROTOCOLS.get(text.lower())
+    if protocol is None:
+        raise InvalidConfig(f'{item.path("protocol")}: "{text[:40]}" is neither TCP nor UDP')
+    return protocol
+
+
+def merged(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
+    """The same ports as the fewest ranges, sorted."""
+    found: list[PortRange] = []
+    for wanted in sorted(ranges):
+        last = found[-1] if found else None
+        if last and last.protocol == wanted.protocol and wanted.first <= last.last + 1:
+            found[-1] = last._replace(last=max(last.last, wanted.last))
+        else:
+            found.append(wanted)
+    return tuple(found)
+
+
+def _reserved(fields: Fields, listed: tuple[PortRange, ...]) -> tuple[int, ...]:
+    given = fields.has("reservedPorts")
+    ports = (
+        fields.integers("reservedPorts", minimum=_PORTS[0], maximum=_PORTS[1]) if given else DEFAULT_RESERVED
+    )
+    wanted = {
+        port for port in ports for each in listed if each.protocol == TCP and each.first <= port <= each.last
+    }
+    if wanted and given:
+        raise InvalidConfig(f"{fields.path('reservedPorts')}: {min(wanted)} is among the VM's ports as well")
+    # Who lists one of KubeVirt's ports knows that nothing of KubeVirt's listens there any more.
+    return tuple(sorted(set(ports) - wanted))

@@ -1,0 +1,206 @@
+"""What an ADD wants of the pod, as values: pure functions of the configuration and of what is there."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Final, NamedTuple
+
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.result import DNS
+from cnvnet.guest.settings import V4, V6, Settings
+from cnvnet.kernel.addresses import AddAddress
+from cnvnet.kernel.links import ChangeLink, CreateBridge, Link
+from cnvnet.kernel.routes import MAIN_TABLE, Route
+from cnvnet.kernel.stack import Operation
+from cnvnet.kernel.tap import CreateTap
+from cnvnet.plugins.masquerade import ruleset
+from cnvnet.plugins.masquerade.config import MAX_MTU, MIN_IPV6_MTU, Config
+from cnvnet.plugins.masquerade.ruleset import Family, Ruleset
+from cnvnet.vm import names
+from cnvnet.vm.names import Names
+from cnvnet.vm.pod_interface import InterfaceAddress
+from cnvnet.vm.sysctls import IPV4_FORWARDING, IPV6_FORWARDING, Setting
+
+# The same in every pod, so that a guest that moves to another finds the gateway it knows (pkg/network/link
+# StaticMasqueradeBridgeMAC).
+BRIDGE_MAC: Final = "02:00:00:00:00:00"
+# RTPROT_RA of linux/rtnetlink.h
+_PROTOCOL_RA: Final = 9
+
+
+class Observed(NamedTuple):
+    """What is there: the pod's interface with its addresses, and where router advertisements are heeded.
+
+    `advertised` are the names of the links whose IPv6 default route came from an advertisement and that take
+    more of them (accept_ra is 1).
+    """
+
+    pod: Link
+    addresses: tuple[InterfaceAddress, ...]
+    advertised: tuple[str, ...] = ()
+
+
+class Wanted(NamedTuple):
+    """The state of the pod that an ADD makes.
+
+    `on_links` are sysctls of the new links, which go with them; `global_` those of the namespace.
+    """
+
+    names: Names
+    mtu: int
+    families: tuple[Family, ...]
+    rulesets: tuple[Ruleset, ...]
+    bridge: CreateBridge
+    tap: CreateTap
+    on_links: tuple[Setting, ...]
+    global_: tuple[Setting, ...]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The families that have a table."""
+        return tuple(each.family for each in self.rulesets)
+
+
+def plan(config: Config, observed: Observed) -> Wanted:
+    """Raises InvalidConfig when the configuration does not fit the pod."""
+    called = names.of(observed.pod.name)
+    families = _families(config, observed)
+    mtu = _mtu(config, observed.pod, families)
+    return Wanted(
+        names=called,
+        mtu=mtu,
+        families=families,
+        rulesets=tuple(ruleset.plan(config, called, family) for family in families),
+        bridge=CreateBridge(called.bridge, mac=BRIDGE_MAC, mtu=mtu, up=False),
+        tap=config.tap.operation(called.tap),
+        on_links=_settings_of_links(called, families),
+        global_=_global_settings(observed, families),
+    )
+
+
+def plan_links(wanted: Wanted, bridge: Link, tap: Link, alias: str) -> tuple[Operation, ...]:
+    """Addresses, MTUs and joining of the links, and last of all up."""
+    # There is nobody to ask whether he has the gateway's address; a guest that said so would have it.
+    gateways = (AddAddress(bridge.ifindex, family.gateway, nodad=True) for family in wanted.families)
+    return (
+        ChangeLink(bridge.ifindex, alias=alias),
+        ChangeLink(tap.ifindex, mtu=wanted.mtu, master=bridge.ifindex, alias=alias),
+        # Once it is set a bridge keeps its MTU, whatever becomes of its ports.
+        ChangeLink(bridge.ifindex, mtu=wanted.mtu),
+        *gateways,
+        ChangeLink(bridge.ifindex, up=True),
+        ChangeLink(tap.ifindex, up=True),
+    )
+
+
+def lost_routes(before: tuple[Route, ...], after: tuple[Route, ...]) -> tuple[Route, ...]:
+    """IPv6 default routes that went when the pod became a router, as routes that stay."""
+    there = {(route.ifindex, route.gw) for route in after}
+    return tuple(
+        route._replace(protocol=0, scope=None) for route in before if (route.ifindex, route.gw) not in there
+    )
+
+
+def default_routes(routes: list[Route]) -> tuple[Route, ...]:
+    """The IPv6 default routes among them."""
+    return tuple(
+        route
+        for route in routes
+        if route.dst.version == 6 and route.dst.prefixlen == 0 and route.table == MAIN_TABLE
+    )
+
+
+def came_from_an_advertisement(route: Route) -> bool:
+    """Whether the kernel took it from a router advertisement: as a router it would drop it."""
+    return route.protocol == _PROTOCOL_RA
+
+
+def guest_settings(config: Config, wanted: Wanted, dns: DNS) -> Settings:
+    """What the guest is to be told. Raises InvalidConfig.
+
+    Any MAC is served: after a migration the guest has that of another pod.
+    """
+    v4, v6 = None, None
+    for family in wanted.families:
+        gateway, guest = family.gateway, family.guest
+        if isinstance(guest, IPv4Interface) and isinstance(gateway, IPv4Interface):
+            v4 = V4(address=guest, server=gateway.ip, gateway=gateway.ip)
+        elif isinstance(guest, IPv6Interface):
+            v6 = V6(address=guest)
+    settings = Settings(server_mac=BRIDGE_MAC, mtu=wanted.mtu, v4=v4, v6=v6)
+    return config.guest.complete(settings, dns=dns, hostname=config.hostname)
+
+
+def _families(config: Config, observed: Observed) -> tuple[Family, ...]:
+    found: list[Family] = []
+    for network, key in (
+        (config.network, "vmNetworkCIDR"),
+        (config.ipv6_network, "vmIPv6NetworkCIDR"),
+    ):
+        mine = [address for address in observed.addresses if address.version == network.version]
+        if not mine:
+            continue
+        gateway, guest = (
+            ip_interface((network.network_address + number, network.prefixlen)) for number in (1, 2)
+        )
+        for address in mine:
+            # With a whole network of the same numbers on its other side the pod could not tell them apart;
+            # a single address among them, as some networks give their pods, is in nobody's way.
+            single = address.network.num_addresses == 1 and address.ip not in (gateway.ip, guest.ip)
+            if not single and _overlap(address, gateway):
+                raise InvalidConfig(f"{key}: {network} overlaps {address} of {observed.pod.name}")
+        found.append(Family(gateway, guest, tuple(address.ip for address in mine)))
+    if not found:
+        raise InvalidConfig(f"{observed.pod.name} has no address that a VM could be masqueraded behind")
+    return tuple(found)
+
+
+def _overlap(one: InterfaceAddress, other: InterfaceAddress) -> bool:
+    return one.ip in other.network or other.ip in one.network
+
+
+def _mtu(config: Config, pod: Link, families: tuple[Family, ...]) -> int:
+    if config.mtu > pod.mtu:
+        raise InvalidConfig(f"mtu: {config.mtu} is more than the {pod.mtu} of {pod.name}")
+    mtu = min(config.mtu or pod.mtu, MAX_MTU)
+    if mtu < MIN_IPV6_MTU and any(family.nft == "ip6" for family in families):
+        asked = "mtu" if config.mtu else f"the MTU of {pod.name}"
+        raise InvalidConfig(f"{asked}: IPv6 needs {MIN_IPV6_MTU} at least, not {mtu}")
+    return mtu
+
+
+def _settings_of_links(called: Names, families: tuple[Family, ...]) -> tuple[Setting, ...]:
+    v4, v6 = f"net/ipv4/conf/{called.bridge}", f"net/ipv6/conf/{called.bridge}"
+    # A port of a bridge has nothing to say by itself; the guest would hear it.
+    found = [Setting(f"net/ipv6/conf/{called.tap}/disable_ipv6", "1", required=False)]
+    versions = {family.gateway.version for family in families}
+    if 4 in versions:
+        found += [Setting(f"{v4}/route_localnet", "1"), Setting(f"{v4}/send_redirects", "0")]
+    if 6 in versions:
+        found += [
+            Setting(f"{v6}/disable_ipv6", "0"),
+            # The guest could claim the link-local address that it is to know its router by.
+            Setting(f"{v6}/accept_dad", "0", required=False),
+            Setting(f"{v6}/accept_ra", "0", required=False),
+        ]
+    else:
+        found.append(Setting(f"{v6}/disable_ipv6", "1", required=False))
+    return tuple(found)
+
+
+def _global_settings(observed: Observed, families: tuple[Family, ...]) -> tuple[Setting, ...]:
+    versions = {family.gateway.version for family in families}
+    found = [
+        # Where br_netfilter is loaded the pod's rules would see what is only bridged, and hairpins would be
+        # sent back to the port that they came from, which a bridge never does.
+        Setting("net/bridge/bridge-nf-call-iptables", "0", required=False),
+        Setting("net/bridge/bridge-nf-call-ip6tables", "0", required=False),
+    ]
+    if 4 in versions:
+        # The kernel sends redirects if either this one or the link's own is set.
+        found += [Setting("net/ipv4/conf/all/send_redirects", "0"), Setting(IPV4_FORWARDING, "1")]
+    if 6 in versions:
+        # A router forgets the routes that routers told it, unless it is told to listen to them all the same.
+        found += [Setting(f"net/ipv6/conf/{name}/accept_ra", "2") for name in observed.advertised]
+        found.append(Setting(IPV6_FORWARDING, "1"))
+    return tuple(found)

@@ -1,0 +1,256 @@
+"""The nftables of a pod whose VM is behind masquerade, as values and as nft's text. Pure.
+
+KubeVirt's rules (pkg/network/setup/netpod/masquerade) in a table of our own per family, because others own
+`nat`: iptables-nft does. The guards, the hairpin and the rules of a migration's target are ours. Every rule
+has a comment that no other of its chain has: that is how CHECK knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Final, NamedTuple
+
+from cnvnet.kernel.nft import Element
+from cnvnet.plugins.masquerade.config import TCP, Config, PortRange
+from cnvnet.vm.names import Names
+
+TABLE: Final = "cnv_masquerade"
+# A chain that every ruleset has.
+ANCHOR: Final = "postrouting"
+# Istio's sidecar (pkg/network/istio): Envoy's own ports, those it does not intercept, and the source of what
+# it hands on.
+_ENVOY_PORTS: Final = (15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090)
+_NOT_PROXIED: Final = 22
+_ENVOY_SOURCE: Final = "127.0.0.6"
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class Family(NamedTuple):
+    """One IP family of a binding: the bridge's address, the guest's, and those of the pod's interface."""
+
+    gateway: IPv4Interface | IPv6Interface
+    guest: IPv4Interface | IPv6Interface
+    pod: tuple[IPv4Address | IPv6Address, ...]
+
+    @property
+    def nft(self) -> str:
+        """nft's word for it."""
+        return "ip" if self.gateway.version == 4 else "ip6"
+
+
+class Rule(NamedTuple):
+    """What matches, and what becomes of it."""
+
+    match: str
+    verdict: str
+    comment: str
+
+
+class Chain(NamedTuple):
+    """A chain; `hook` is its type, hook and priority, "" for one that others jump to."""
+
+    name: str
+    hook: str
+    rules: tuple[Rule, ...]
+
+
+class Ruleset(NamedTuple):
+    """One family's table. The sets and their elements, and the chains, none of which is empty."""
+
+    family: str
+    elements: tuple[Element, ...]
+    chains: tuple[Chain, ...]
+
+
+def plan(config: Config, names: Names, family: Family) -> Ruleset:
+    """The table for one family of a binding."""
+    chains = [
+        _guard(names, family),
+        _input(config, names, family),
+        _forward(config, names),
+        _inbound(config, family),
+        _prerouting(config, names, family),
+        _output(config, family),
+        _redirects(names, family),
+        _postrouting(config, names, family),
+    ]
+    elements = [_listed(family, each) for each in config.listed]
+    elements += [_reserved(family, port) for port in _kept(config)]
+    return Ruleset(family.nft, tuple(elements), tuple(chain for chain in chains if chain.rules))
+
+
+def render(ruleset: Ruleset) -> str:
+    """The transaction that makes the table, and fails where there is one of its name."""
+    head = f"{ruleset.family} {TABLE}"
+    sets = "".join(_render_set(name, ruleset.elements) for name in ("listed", "reserved"))
+    chains = "".join(map(_render_chain, ruleset.chains))
+    return f"create table {head}\ntable {head} {{\n{sets}{chains}}}\n"
+
+
+def render_removal(families: Sequence[str]) -> str:
+    """The transaction that removes the tables, whether they are there or not."""
+    return "".join(f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
+
+
+def _guard(names: Names, family: Family) -> Chain:
+    """Before conntrack sees it: what the guest may not send, and what may not be sent to it directly."""
+    f, bridge, guest = family.nft, f'iifname "{names.bridge}"', family.guest.ip
+    if f == "ip":
+        # With route_localnet it would get to what listens on the pod's loopback.
+        loopback = "127.0.0.0/8"
+        own = Rule(f"{bridge} ip saddr 0.0.0.0 udp dport 67", "return", "the guest has no address yet")
+    else:
+        loopback = "::1"
+        own = Rule(f"{bridge} ip6 saddr {{ ::, fe80::/10 }}", "return", "the guest on its own link")
+    rules = (
+        Rule(f"{bridge} {f} daddr {loopback}", "drop", "the guest to the loopback of the pod"),
+        own,
+        Rule(f"{bridge} {f} saddr != {guest}", "drop", "the guest with a source that is not its own"),
+        # Who routes the inner address by the pod's would pass by the list of ports.
+        Rule(
+            f'iifname != {{ "lo", "{names.bridge}" }} {f} daddr {guest}',
+            "drop",
+            "the inner address from outside",
+        ),
+    )
+    return Chain("guard", "filter hook prerouting priority -300", rules)
+
+
+def _input(config: Config, names: Names, family: Family) -> Chain:
+    """The agent answers from a packet socket; of the kernel a guest would get ICMP port unreachable."""
+    port, what = (67, "DHCP") if family.nft == "ip" else (547, "DHCPv6")
+    rule = Rule(f'iifname "{names.bridge}" udp dport {port}', "drop", f"{what} is answered by the agent")
+    rules = (rule,) if config.guest.enabled else ()
+    return Chain("input", "filter hook input priority 0", rules)
+
+
+def _forward(config: Config, names: Names) -> Chain:
+    """Where flows are taken up midstream no new one may come in that way: an ACK, then a SYN."""
+    match = f'iifname "{names.pod}" oifname "{names.bridge}" tcp flags & (syn | ack) == syn'
+    rule = Rule(
+        f"{match} meta l4proto . th dport != @listed", "drop", "a new connection to a port not listed"
+    )
+    return Chain("forward", "filter hook forward priority 0", (rule,) if _midstream(config) else ())
+
+
+def _inbound(config: Config, family: Family) -> Chain:
+    """What is sent to the pod and is the guest's."""
+    rules: list[Rule] = []
+    if _kept(config):
+        rules.append(Rule("tcp dport @reserved", "return", "ports of the pod itself"))
+    if config.istio:
+        # All else comes through Envoy, on the loopback.
+        match = f"tcp dport {_NOT_PROXIED}" if _leads(config, _NOT_PROXIED) else ""
+        rules += [_dnat(family, match, "ports that Envoy leaves alone")] if match else []
+    else:
+        rules.append(_dnat(family, _ports(config), "to the guest"))
+    return Chain("inbound", "", tuple(rules))
+
+
+def _prerouting(config: Config, names: Names, family: Family) -> Chain:
+    f = family.nft
+    others = "224.0.0.0/3" if f == "ip" else "{ fe80::/10, ff00::/8 }"
+    arrives = f'iifname "{names.pod}" {f} daddr != {others}'
+    rules: list[Rule] = []
+    if _inbound(config, family).rules:
+        rules.append(Rule(arrives, "jump inbound", "from outside"))
+        if config.hairpin:
+            own = ", ".join(map(str, family.pod))
+            match = f'iifname "{names.bridge}" {f} daddr {{ {own} }}'
+            rules.append(Rule(match, "jump inbound", "the guest to its own pod"))
+    if _midstream(config):
+        # A packet of a flow that nobody here has seen the beginning of: it began before the VM moved.
+        kept = "tcp dport != @reserved " if _kept(config) else ""
+        rules.append(
+            _dnat(family, f"{arrives} {kept}tcp flags & syn != syn", "flows that moved with the VM")
+        )
+    return Chain("prerouting", "nat hook prerouting priority -100", tuple(rules))
+
+
+def _output(config: Config, family: Family) -> Chain:
+    """The pod's loopback leads to the guest; IPv6's cannot: the kernel routes ::1 nowhere else."""
+    if family.nft == "ip6":
+        return Chain("output", "", ())
+    rules: list[Rule] = []
+    if not config.listed and _kept(config):
+        rules.append(Rule("tcp dport @reserved", "return", "ports of the pod itself"))
+    towards = [_LOOPBACK, *(map(str, family.pod) if config.istio else ())]
+    match = f"ip daddr {{ {', '.join(towards)} }} {_ports(config)}".rstrip()
+    rules.append(_dnat(family, match, "from the loopback of the pod"))
+    return Chain("output", "nat hook output priority -100", tuple(rules))
+
+
+def _redirects(names: Names, family: Family) -> Chain:
+    """A hairpin is no detour for the guest to avoid. IPv4 has send_redirects for this, IPv6 has nothing."""
+    rule = Rule(f'oifname "{names.bridge}" icmpv6 type 137', "drop", "redirects to the guest")
+    return Chain("redirects", "filter hook output priority 0", (rule,) if family.nft == "ip6" else ())
+
+
+def _postrouting(config: Config, names: Names, family: Family) -> Chain:
+    f = family.nft
+    rules = [Rule(f"{f} saddr {family.guest.ip}", "masquerade", "from the guest")]
+    if f == "ip":
+        sources = f"{_LOOPBACK}, {_ENVOY_SOURCE}" if config.istio else _LOOPBACK
+        match = f'oifname "{names.bridge}" ip saddr {{ {sources} }}'
+        rules.append(Rule(match, f"snat to {family.gateway.ip}", "from the loopback to the guest"))
+    return Chain(ANCHOR, "nat hook postrouting priority 100", tuple(rules))
+
+
+def _dnat(family: Family, match: str, comment: str) -> Rule:
+    return Rule(match, f"dnat to {family.guest.ip}", comment)
+
+
+def _ports(config: Config) -> str:
+    return "meta l4proto . th dport @listed" if config.listed else ""
+
+
+def _leads(config: Config, port: int) -> bool:
+    """Whether a TCP port is the guest's."""
+    if not config.listed:
+        return True
+    return any(each.protocol == TCP and each.first <= port <= each.last for each in config.listed)
+
+
+def _midstream(config: Config) -> bool:
+    """Whether packets of unknown flows are for the guest: without a list of ports all of them are anyway."""
+    return config.target and bool(config.listed) and not config.istio
+
+
+def _kept(config: Config) -> tuple[int, ...]:
+    """TCP ports that lead to the pod itself."""
+    if config.istio and not config.listed:
+        return tuple(sorted({*config.reserved, *_ENVOY_PORTS}))
+    return config.reserved
+
+
+def _listed(family: Family, each: PortRange) -> Element:
+    ports = str(each.first) if each.first == each.last else f"{each.first}-{each.last}"
+    key = (str(each.protocol), ports)
+    return Element(family.nft, TABLE, "listed", ("inet_proto", "inet_service"), key)
+
+
+def _reserved(family: Family, port: int) -> Element:
+    return Element(family.nft, TABLE, "reserved", ("inet_service",), (str(port),))
+
+
+def _render_set(name: str, elements: Sequence[Element]) -> str:
+    mine = [element for element in elements if element.set == name]
+    if not mine:
+        return ""
+    lines = [f"type {' . '.join(mine[0].types)}"]
+    if name == "listed":
+        lines.append("flags interval")
+    lines.append(f"elements = {{ {', '.join(' . '.join(element.key) for element in mine)} }}")
+    return _block(f"set {name}", lines)
+
+
+def _render_chain(chain: Chain) -> str:
+    lines = [f"type {chain.hook}; policy accept;"] if chain.hook else []
+    for rule in chain.rules:
+        lines.append(f'{rule.match} counter {rule.verdict} comment "{rule.comment}"'.lstrip())
+    return _block(f"chain {chain.name}", lines)
+
+
+def _block(head: str, lines: Sequence[str]) -> str:
+    return f"\t{head} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
