@@ -104,6 +104,9 @@ class Sqlite:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
             except sqlite3.Error as e:
+                # A commit that could not be synced is in the log all the same: whoever next opened the file
+                # as the only one would find it there. The last to close it puts an end to the log.
+                self.close()
                 raise _explained(self.name, e) from e
 
     def ready(self) -> None:

@@ -85,12 +85,19 @@ def entered(netns: Netns) -> Generator[None]:
             yield
         finally:
             _inside.discard(thread)
-            try:
-                _setns(home)
-            except OSError as e:
-                raise LostNamespace(f"cannot leave {netns.path}: {e.strerror}") from e
+            _return(home, netns.path)
     finally:
         os.close(home)
+
+
+def _return(home: int, abroad: str) -> None:
+    try:
+        _setns(home)
+    except OSError:
+        try:
+            _setns(home)  # the kernel may have been short of memory for a moment
+        except OSError as e:
+            raise LostNamespace(f"cannot leave {abroad}: {e.strerror}") from e
 
 
 def _own() -> os.stat_result:
