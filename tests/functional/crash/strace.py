@@ -51,6 +51,11 @@ def refusing(moment: Moment, error: str) -> tuple[str, ...]:
     return _injecting(moment, f"error={error}")
 
 
+def delaying(moment: Moment, time: str) -> tuple[str, ...]:
+    """A `within` in which this one system call returns only after this time."""
+    return _injecting(moment, f"delay_exit={time}")
+
+
 def moments(log: Path, folder: Path) -> list[Moment]:
     """The moments before all that the first process did to files below `folder`, sysctls, stdout and kernel.
 

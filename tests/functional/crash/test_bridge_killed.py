@@ -25,7 +25,7 @@ GUARDED: Final[dict[str, Any]] = {
     "ipspoofchk": True,
     "ipam": {"type": "static-ip", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]},
 }
-ROUTED: Final = {**GUARDED, "isGateway": True, "ipMasq": True}
+ROUTED: Final[dict[str, Any]] = {**GUARDED, "isGateway": True, "ipMasq": True}
 VM: Final = "VM_NAME=vm-a;VM_UID=1"
 POD: Final = ""
 
