@@ -33,7 +33,8 @@ def test_the_demo_tells_its_story_and_leaves_nothing() -> None:
     for part in (
         "2 of 2 pings answered",
         "a foreign MAC",
-        "dropped (counted: +1)",
+        "counted as spoofed_mac",
+        "counted as spoofed_ipv4",
         "same IP, same MAC",
         "refused",
     ):
