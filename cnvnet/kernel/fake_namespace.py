@@ -15,7 +15,15 @@ from typing import Final, NoReturn
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, scope_of
 from cnvnet.kernel.links import Bridge, ChangeLink, Link, Port, Tun
 from cnvnet.kernel.neighbours import Neighbour
-from cnvnet.kernel.routes import MAIN_TABLE, PROTOCOL_BOOT, PROTOCOL_KERNEL, SCOPE_LINK, AddRoute, Route
+from cnvnet.kernel.routes import (
+    MAIN_TABLE,
+    PROTOCOL_BOOT,
+    PROTOCOL_KERNEL,
+    PROTOCOL_RA,
+    SCOPE_LINK,
+    AddRoute,
+    Route,
+)
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange, expand
 
 _NO_MAC: Final = "00:00:00:00:00:00"
@@ -428,6 +436,12 @@ class FakeNamespace:
                 self.sysctls[other] = value
         if family == "ipv4":
             self.sysctls["net/ipv4/conf/all/accept_redirects"] = "0" if value == "1" else "1"
+        elif value == "1":
+            # A router forgets what other routers told it (rt6_purge_dflt_routers).
+            self.routes = [r for r in self.routes if r.protocol != PROTOCOL_RA or self._heeds(r.ifindex)]
+
+    def _heeds(self, ifindex: int) -> bool:
+        return self.sysctls[f"net/ipv6/conf/{self.by_index(ifindex).name}/accept_ra"] == "2"
 
     # neighbours and VLANs
 

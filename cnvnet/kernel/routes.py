@@ -33,6 +33,7 @@ SCOPE_LINK: Final = 253
 _SCOPE_NOWHERE: Final = 255
 PROTOCOL_KERNEL: Final = 2
 PROTOCOL_BOOT: Final = 3
+PROTOCOL_RA: Final = 9
 
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _U32: Final = struct.Struct("=I")

@@ -35,6 +35,7 @@ class Check:
         wanted = plan.plan(self._config, observe(self._pod.stack, self._request, self._result))
         bridge = self._bridge(wanted)
         self._tap(wanted, bridge)
+        _check_up(bridge, wanted.mtu)  # only now: its MTU follows the tap's
         self._addresses(wanted, bridge)
         self._sysctls(wanted)
         with self._pod.kernel.nft(self._pod.netns) as nft:
@@ -50,7 +51,6 @@ class Check:
             raise wrong(f"bridge {name} is missing")
         if link.mac != plan.BRIDGE_MAC:
             raise wrong(f"the MAC of {name} is {link.mac}, not {plan.BRIDGE_MAC}")
-        _check_up(link, wanted.mtu)
         return link
 
     def _tap(self, wanted: Wanted, bridge: Link) -> None:

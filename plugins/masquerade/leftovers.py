@@ -38,7 +38,7 @@ class Leftovers(NamedTuple):
         return cls(
             bridge=_text(undo.get("bridge")),
             tap=_text(undo.get("tap")),
-            tables=tuple(family for family in _list(undo.get("tables")) if family in _FAMILIES),
+            tables=tuple(family for family in _FAMILIES if family in _list(undo.get("tables"))),
             sysctls=tuple(_changes(_list(undo.get("sysctls")))),
         )
 
@@ -99,12 +99,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _list(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
 
 
-def _changes(items: Iterable[Any]) -> Iterable[Change]:
+def _changes(items: Iterable[object]) -> Iterable[Change]:
     for item in items:
-        parts = [part for part in _list(item) if isinstance(part, str)]
-        if len(parts) == 3 == len(item):
-            yield Change(*parts)
+        parts = _list(item)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts) == 3:
+            yield Change(*texts)

@@ -10,7 +10,7 @@ from cnvnet.cni.result import DNS
 from cnvnet.guest.settings import V4, V6, Settings
 from cnvnet.kernel.addresses import AddAddress
 from cnvnet.kernel.links import ChangeLink, CreateBridge, Link
-from cnvnet.kernel.routes import MAIN_TABLE, Route
+from cnvnet.kernel.routes import MAIN_TABLE, PROTOCOL_RA, Route
 from cnvnet.kernel.stack import Operation
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.plugins.masquerade import ruleset
@@ -24,8 +24,6 @@ from cnvnet.vm.sysctls import IPV4_FORWARDING, IPV6_FORWARDING, Setting
 # The same in every pod, so that a guest that moves to another finds the gateway it knows (pkg/network/link
 # StaticMasqueradeBridgeMAC).
 BRIDGE_MAC: Final = "02:00:00:00:00:00"
-# RTPROT_RA of linux/rtnetlink.h
-_PROTOCOL_RA: Final = 9
 
 
 class Observed(NamedTuple):
@@ -85,8 +83,6 @@ def plan_links(wanted: Wanted, bridge: Link, tap: Link, alias: str) -> tuple[Ope
     return (
         ChangeLink(bridge.ifindex, alias=alias),
         ChangeLink(tap.ifindex, mtu=wanted.mtu, master=bridge.ifindex, alias=alias),
-        # Once it is set a bridge keeps its MTU, whatever becomes of its ports.
-        ChangeLink(bridge.ifindex, mtu=wanted.mtu),
         *gateways,
         ChangeLink(bridge.ifindex, up=True),
         ChangeLink(tap.ifindex, up=True),
@@ -112,7 +108,7 @@ def default_routes(routes: list[Route]) -> tuple[Route, ...]:
 
 def came_from_an_advertisement(route: Route) -> bool:
     """Whether the kernel took it from a router advertisement: as a router it would drop it."""
-    return route.protocol == _PROTOCOL_RA
+    return route.protocol == PROTOCOL_RA
 
 
 def guest_settings(config: Config, wanted: Wanted, dns: DNS) -> Settings:

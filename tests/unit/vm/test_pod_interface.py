@@ -1,0 +1,133 @@
+"""Which interface of the pod is meant, for each way a binding is called."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+import pytest
+
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.request import Request
+from cnvnet.cni.result import Interface, Result
+from cnvnet.kernel.addresses import AddAddress
+from cnvnet.kernel.fake import FakeKernel
+from cnvnet.vm import pod_interface
+
+POD = "/run/netns/pod"
+
+
+def a_request(ifname: str, **args: Any) -> Request:
+    return Request(
+        command="ADD",
+        container_id="cid-1",
+        netns=POD,
+        ifname=ifname,
+        args="",
+        path="",
+        env={},
+        config={"args": {"cni": args}} if args else {},
+        raw=b"",
+        cni_version="1.1.0",
+        name="net1",
+    )
+
+
+def a_result(*names: str) -> Result:
+    return Result(tuple(Interface(name, sandbox=POD) for name in names))
+
+
+@pytest.mark.parametrize(
+    ("links", "request_", "result", "expected"),
+    [
+        pytest.param(["eth0"], a_request("net1", logicNetworkName="default"), None, "eth0", id="primary"),
+        pytest.param(
+            ["eth0", "pod16477688c0e"],
+            a_request("net2", logicNetworkName="blue"),
+            None,
+            "pod16477688c0e",
+            id="secondary",
+        ),
+        pytest.param(
+            ["eth0", "pod16477688c0e"],
+            a_request("pod16477688c0e"),
+            a_result("pod16477688c0e"),
+            "pod16477688c0e",
+            id="chained",
+        ),
+        pytest.param(["eth0"], a_request("eth0"), a_result("eth0"), "eth0", id="default network"),
+        pytest.param(
+            ["eth0", "net1"], a_request("net1"), a_result("net1"), "net1", id="chained, of the older scheme"
+        ),
+        pytest.param(["eth0", "lan0"], a_request("lan0"), None, "lan0", id="called by hand"),
+        pytest.param(["eth0"], a_request("net1"), None, "eth0", id="without a name"),
+        pytest.param(
+            ["eth0"],
+            a_request("net1", logicNetworkName="default"),
+            Result(),
+            "eth0",
+            id="behind a plugin that made nothing",
+        ),
+    ],
+)
+def test_the_pods_interface_is_found(
+    links: list[str], request_: Request, result: Result | None, expected: str
+) -> None:
+    kernel = FakeKernel()
+    pod = kernel.add_namespace(POD)
+    for link in links:
+        pod.add_link(link, "veth")
+    with kernel.netns(POD) as netns, kernel.stack(netns) as stack:
+        assert pod_interface.find(stack, request_, result).name == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "result", "message"),
+    [
+        (a_request("net1", logicNetworkName="blue"), None, "there is no pod16477688c0e nor eth0 in the pod"),
+        (a_request("pod1"), a_result("pod1"), "there is no pod1 in the pod"),
+        (a_request("eth0"), None, "there is no eth0 in the pod"),
+    ],
+    ids=["logical name", "chained", "alone"],
+)
+def test_what_was_looked_for_is_said(request_: Request, result: Result | None, message: str) -> None:
+    kernel = FakeKernel()
+    kernel.add_namespace(POD)
+    with (
+        kernel.netns(POD) as netns,
+        kernel.stack(netns) as stack,
+        pytest.raises(InvalidConfig, match=f"^{message} to bind the VM to"),
+    ):
+        pod_interface.find(stack, request_, result)
+
+
+def test_only_addresses_that_others_can_reach_count() -> None:
+    kernel = FakeKernel()
+    link = kernel.host.add_link("eth0", "veth")
+    texts = ["169.254.7.1/16", "10.1.0.2/24", "fe80::1/64", "fd00::2/64", "10.1.0.3/24"]
+    with kernel.stack() as stack:
+        stack.apply(*(AddAddress(link.ifindex, ip_interface(text)) for text in texts))
+        found = pod_interface.addresses(stack, link.shown())
+    assert [str(address) for address in found] == ["10.1.0.2/24", "fd00::2/64", "10.1.0.3/24"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.0.0.1", True),
+        ("240.0.0.1", True),
+        ("2001:db8::1", True),
+        ("fd00::1", True),
+        ("0.0.0.0", False),
+        ("255.255.255.255", False),
+        ("127.0.0.1", False),
+        ("169.254.0.1", False),
+        ("224.0.0.1", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("ff02::1", False),
+    ],
+)
+def test_global_unicast_is_what_it_is_in_go(address: str, expected: bool) -> None:
+    assert pod_interface.is_global_unicast(ip_address(address)) is expected
