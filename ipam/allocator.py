@@ -85,7 +85,13 @@ def acquire(ledger: Ledger, asked: Asked, gone: Gone) -> Granted:
         lease = without(stored, gone, now=asked.now)
         if not same_vm(stored.vm_uid, asked.vm_uid):
             base, lease = _succeed(ledger, asked, stored, lease)
-    after = _lease_for(ledger, asked, lease)
+    try:
+        after = _lease_for(ledger, asked, lease)
+    except CNIError:
+        # Not before, since it means looking at every holder.
+        if not _bury(ledger, asked.key.network, gone, now=asked.now, spared=asked.key):
+            raise
+        after = _lease_for(ledger, asked, lease)
     until = asked.now + after.cooldown if after.cooldown else 0
     ledger.change(base, after, until=until)
     return Granted(after, stored)
@@ -118,11 +124,25 @@ def revert(ledger: Ledger, granted: Granted, container_id: str, ifname: str, *, 
         release(ledger, lease.key.network, container_id, ifname, now=now)
 
 
-def ensure_room(ledger: Ledger, network: str, pool: Pool, *, now: int) -> None:
+def ensure_room(ledger: Ledger, network: str, pool: Pool, gone: Gone, *, now: int) -> None:
     """Code 11 if a new VM could not get an address of each range set."""
     for given in pool.sets:
+        if _next(ledger, network, given, b"", now) is not None:
+            continue
+        _bury(ledger, network, gone, now=now)
         if _next(ledger, network, given, b"", now) is None:
             raise _full(network, given)
+
+
+def _bury(ledger: Ledger, network: str, gone: Gone, *, now: int, spared: Key | None = None) -> bool:
+    """End what holders have that are gone; whether there were any."""
+    found = False
+    for lease in ledger.holding(network):
+        alive = without(lease, gone, now=now)
+        if alive != lease and lease.key != spared:
+            _settle(ledger, lease, alive, now)
+            found = True
+    return found
 
 
 def _end_former_use(ledger: Ledger, asked: Asked) -> None:

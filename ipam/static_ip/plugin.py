@@ -65,11 +65,9 @@ class StaticIP:
         """
         config = Config.parse(request)
         asked = _asked(request, config)
-        boot_id = asked.holder.boot_id
+        gone = _gone(asked.holder.boot_id)
         with self._store(config.folder).transaction() as ledger:
-            granted = allocator.acquire(
-                ledger, asked, lambda each: is_dead(each, boot_id=boot_id, inode=_inode(each.netns))
-            )
+            granted = allocator.acquire(ledger, asked, gone)
             # Inside, so that a result that cannot be given leaves nothing.
             result = _result(granted.lease, config)
         holder = granted.lease.holder(request.container_id, storable(request.ifname))
@@ -133,7 +131,9 @@ class StaticIP:
         if store.exists():
             try:
                 with store.transaction() as ledger:
-                    allocator.ensure_room(ledger, request.name, config.pool, now=int(time.time()))
+                    allocator.ensure_room(
+                        ledger, request.name, config.pool, _gone(_boot_id()), now=int(time.time())
+                    )
             except CNIError as e:
                 raise CNIError(NOT_AVAILABLE, e.msg, e.details) from e
 
@@ -192,6 +192,11 @@ def _result(lease: Lease, config: Config) -> Result:
             raise InvalidConfig(f"network {lease.key.network}: {ip} of {lease.key} is in none of its ranges")
         ips.append(IP(_with_prefix(ip, found.subnet.prefixlen), found.gateway))
     return Result(ips=tuple(ips), routes=config.routes, dns=config.dns)
+
+
+def _gone(boot_id: str) -> allocator.Gone:
+    """Which holders surely are no more, in this boot."""
+    return lambda each: is_dead(each, boot_id=boot_id, inode=_inode(each.netns))
 
 
 def _inode(path: str) -> int:

@@ -187,6 +187,26 @@ def test_a_holder_that_died_with_its_node_does_not_stand_in_the_way(desk: Desk) 
     assert roles(desk.add("vm1", "c2", "new").lease) == {"c2": ACTIVE}
 
 
+def test_a_full_pool_gives_what_containers_had_that_died_with_their_node(desk: Desk) -> None:
+    for number in range(4):
+        desk.add("", f"c{number}", key=Key("net", "", f"c{number}", "eth0"))
+    stopped = desk.add("vm1", "d1").lease.ips
+    assert desk.refusal("vm2", "d2").code == 11
+    desk.dead |= {"c1", "d1"}
+    (given,) = desk.add("vm2", "d2").lease.ips
+    assert given not in stopped
+    # Of the dead one was a VM, which has its address still; no others are left to bury.
+    assert desk.refusal("vm3", "d3").code == 11
+    assert desk.add("vm1", "d4").lease.ips == stopped
+
+
+def test_a_wished_address_may_be_one_that_a_dead_container_had(desk: Desk) -> None:
+    (ip,) = desk.add("", "c1", key=Key("net", "", "c1", "eth0")).lease.ips
+    assert str(ip) in desk.refusal("vm1", "d1", ips=(str(ip),)).msg
+    desk.dead.add("c1")
+    assert desk.add("vm1", "d1", ips=(str(ip),)).lease.ips == (ip,)
+
+
 def test_a_container_that_comes_back_as_another_vm_leaves_its_former_lease(desk: Desk) -> None:
     desk.add("vm1", "c1")
     desk.add("vm2", "c1")
