@@ -71,12 +71,13 @@ class Service:
         args: str = "",
         *,
         within: tuple[str, ...] = (),
+        more: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """The same by the executable itself."""
         return self.node.cni(
             self.program,
             command,
-            self.config,
+            {**self.config, **(more or {})},
             pod,
             container_id=container,
             args=args,
