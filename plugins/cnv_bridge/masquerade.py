@@ -47,6 +47,7 @@ table inet cnv_masquerade {
 
 _LOCK: Final = "masquerade"
 _MARK: Final = "v1 "
+_UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -182,8 +183,10 @@ def _listing(folder: str) -> list[str]:
 def _remove_path(remove: Callable[[str], None], path: str) -> None:
     try:
         remove(path)
-    except FileNotFoundError:
-        pass  # an earlier DEL came as far as this
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # an earlier DEL came as far as this, or there never was a folder
     except OSError as e:
-        # A marker that stays takes nothing from anybody: the next owner adds its elements again.
+        # Where nothing can be written the record stays too, and with it who does all this again.
+        if e.errno not in _UNWRITABLE:
+            raise
         say(f"{path}: {e.strerror}")
