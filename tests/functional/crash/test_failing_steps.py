@@ -23,6 +23,9 @@ from tests.functional.crash.test_bridge_killed import POD, ROUTED, VM
 from tests.functional.crash.test_static_ip_killed import CONFIG as ADDRESSES
 from tests.harness import Node, Outcome, Sandbox
 
+# There are many moments, and other tests beside this one.
+pytestmark = pytest.mark.timeout(900)
+
 # What each system call may really answer.
 ERRORS: Final = {
     "write": "ENOSPC",
@@ -98,6 +101,28 @@ def test_whatever_the_disk_refuses_no_lease_changes(node: Node, who: str, share:
         for moment in moments[share::SHARES]:
             keep(copy, node.statedir)
             refused(here, moment, before)
+
+
+def test_what_one_del_could_not_delete_the_next_one_deletes(node: Node) -> None:
+    with scene(node, VM) as here:
+        before = without_times(here.state())
+        service, log = here.service, node.folder / "log"
+        service.call("ADD", "c1", here.pod, VM).ok()
+        service.process("DEL", "c1", here.pod, within=strace.watching(log)).ok()
+        for moment in strace.without_monotony(strace.moments(log, node.folder)):
+            service.call("ADD", "c1", here.pod, VM).ok()
+            within = strace.refusing(moment, ERRORS.get(moment.name, "EIO"))
+            outcome = service.process("DEL", "c1", here.pod, within=within)
+            try:
+                if outcome.code:
+                    assert outcome.error()["msg"]
+                else:
+                    # At most a file that could not be written tells of what has gone.
+                    assert without_times(here.state())._replace(files=before.files) == before
+                here.delete()
+                assert without_times(here.state()) == before
+            except AssertionError as e:
+                raise AssertionError(f"{moment}: {outcome}") from e
 
 
 def moments_of(here: Scene) -> list[Moment]:

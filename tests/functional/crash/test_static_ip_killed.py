@@ -13,6 +13,9 @@ from tests.functional.crash.remains import files, held, leases
 from tests.functional.crash.strace import Moment
 from tests.harness import Node
 
+# There are many moments, and other tests beside this one.
+pytestmark = pytest.mark.timeout(900)
+
 # One for each of those who ask, and none to lose.
 CONFIG: Final[dict[str, Any]] = {
     "cniVersion": "1.1.0",
