@@ -415,6 +415,7 @@ def test_version_and_about_import_next_to_nothing(name: str, env: dict[str, str]
     assert {module for module in found if module.startswith("cnvnet")} - LIGHT <= {
         "cnvnet.plugins",
         "cnvnet.plugins.cnv_bridge",
+        "cnvnet.plugins.masquerade",
         "cnvnet.ipam",
         "cnvnet.ipam.static_ip",
     }
