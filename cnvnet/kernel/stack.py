@@ -226,6 +226,8 @@ class NetlinkStack:
     def _refused(self, operation: Operation, refusal: OSError) -> KernelError:
         number = refusal.errno or errno.EIO
         reason = refusal.text if isinstance(refusal, NetlinkError) else os.strerror(number).lower()
+        if isinstance(refusal, tap.TapUnavailable):
+            reason = str(refusal.strerror)
         if refusal.filename is not None:
             reason = f"{refusal.filename}: {reason}"  # /dev/net/tun, where the module tun is not loaded
         return KernelError(number, f"{describe(operation, self._name_of(operation))}: {reason}", operation)

@@ -42,12 +42,19 @@ class CreateTap(NamedTuple):
     selinux_context: str = ""
 
 
+class TapUnavailable(OSError):
+    """This node lacks what a tap needs; the text says what."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def ensure_available(selinux_context: str = "") -> None:
-    """OSError, naming what is missing, when no tap could be made here, or none in this context."""
+    """Raises TapUnavailable when no tap could be made here, or none in this context."""
     if not os.path.exists(_DEVICE):
-        raise OSError(errno.ENOENT, f"{_DEVICE} is missing (modprobe tun)")
+        raise TapUnavailable(errno.ENOENT, f"{_DEVICE} is missing (modprobe tun)")
     if selinux_context and not os.path.isdir(_SELINUX):
-        raise OSError(errno.EOPNOTSUPP, f"selinuxContext {selinux_context}: SELinux does not run here")
+        raise TapUnavailable(errno.EOPNOTSUPP, f"context {selinux_context}: SELinux does not run here")
 
 
 def create(wanted: CreateTap) -> None:
