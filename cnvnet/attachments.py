@@ -75,13 +75,15 @@ class Attachments(Protocol):
 
     `locked` raises code 11 when another call holds the attachment for longer than `wait_seconds`, and code 5
     when RUNDIR cannot be written, unless `optional`: then the slot reads what is there and forgets what it
-    is told. `of_network` skips and reports what it cannot read. `shared` locks what several attachments use.
+    is told. `of_network` and `records` skip and report what they cannot read. `shared` locks what several
+    attachments use.
     """
 
     def locked(
         self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False
     ) -> AbstractContextManager[Slot]: ...
     def of_network(self, plugin: str, network: str) -> Iterator[Key]: ...
+    def records(self, plugin: str) -> Iterator[Record]: ...
     def shared(self, name: str) -> AbstractContextManager[None]: ...
     def ensure_writable(self) -> None: ...
 
@@ -125,6 +127,12 @@ class AttachmentFiles:
             slot.unlock()
 
     def of_network(self, plugin: str, network: str) -> Iterator[Key]:
+        for record in self.records(plugin):
+            if record.key.network == network:
+                yield record.key
+
+    def records(self, plugin: str) -> Iterator[Record]:
+        """All records of a plugin, read without their locks."""
         for name in _listing(self._records):
             # A plugin's name may be the beginning of another's: the hash has a fixed length.
             if not (name.startswith(f"{plugin}-") and len(name) == len(plugin) + len("-.json") + 32):
@@ -137,8 +145,8 @@ class AttachmentFiles:
                 continue
             if record is None:
                 _sweep(path)
-            elif (record.key.plugin, record.key.network) == (plugin, network):
-                yield record.key
+            elif record.key.plugin == plugin:
+                yield record
 
     @contextmanager
     def shared(self, name: str) -> Generator[None]:

@@ -114,6 +114,7 @@ class Remnants(NamedTuple):
     """What DEL and GC need. A key that ADD would refuse must not keep an attachment from being deleted."""
 
     network: str
+    bridge: str
     ipam_type: str
     macspoofchk: bool
     ip_masq: bool
@@ -126,8 +127,13 @@ class Remnants(NamedTuple):
             ipam_type = fields.fields("ipam").text("type")
         except InvalidConfig:
             ipam_type = ""  # whatever it says, ADD has refused it
+        try:
+            bridge = _bridge(fields)
+        except InvalidConfig:
+            bridge = ""
         return cls(
             network=request.name,
+            bridge=bridge,
             ipam_type=ipam_type,
             macspoofchk=fields.raw("macspoofchk") is True,
             ip_masq=fields.raw("ipMasq") is True,

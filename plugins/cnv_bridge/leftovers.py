@@ -62,6 +62,7 @@ def leftovers_of_result(host: Stack, result: Result) -> Leftovers:
     if len(outside) < 2 or not inside or not inside[0].mac:
         return left
     name = outside[1].name
+    left = left._replace(host=name)
     link = host.link(name)
     if link is not None and link.mac != outside[1].mac.lower():
         return left  # the name is somebody else's by now, and so are its elements
@@ -88,6 +89,25 @@ def find_port_of_result(host: Stack, result: Result) -> Link | None:
     return port if port.master == bridge.ifindex and port.mac == outside[1].mac.lower() else None
 
 
+def find_other_end(host: Stack, container: Link, bridge: str, result: Result | None) -> Link | None:
+    """The host end of a container's veth, if it is what an ADD of this configuration and result leaves.
+
+    Without a record a veth of the right name may be anybody's: what tells ours is the port at its other end.
+    """
+    port = host.link(container.peer) if container.peer else None
+    if port is None or port.kind != "veth" or port.peer != container.ifindex:
+        return None
+    outside = [interface for interface in result.interfaces if not interface.sandbox] if result else []
+    inside = [interface for interface in result.interfaces if interface.sandbox] if result else []
+    if len(outside) > 1 and inside:
+        told = (outside[1].name, inside[0].name, inside[0].mac.lower())
+        # Whoever has deleted the bridge has left its ports.
+        if told != (port.name, container.name, container.mac):
+            return None
+        return port if port.master == 0 or _is_bridge(host, port.master, outside[0].name) else None
+    return port if bridge and _is_bridge(host, port.master, bridge) else None
+
+
 def find_container_end(pod: Stack, ifname: str, left: Leftovers | None) -> Link | None:
     """The container's end: by its MAC as well if a record says it, for names are used again."""
     link = pod.link(ifname)
@@ -107,6 +127,11 @@ def remove_masquerade(tools: Tools, key: Key, left: Leftovers) -> None:
     if addresses:
         with tools.kernel.nft() as nft:
             tools.masquerade.remove(nft, key, addresses)
+
+
+def _is_bridge(host: Stack, ifindex: int, name: str) -> bool:
+    bridge = host.link(name)
+    return bridge is not None and bridge.kind == "bridge" and bridge.ifindex == ifindex
 
 
 def _address(text: str) -> IPv4Interface | IPv6Interface | None:

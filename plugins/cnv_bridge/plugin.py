@@ -152,7 +152,7 @@ class CnvBridge:
 
         remnants = Remnants.parse(request)
         manager = self._choose_ipam(remnants.ipam_type) if remnants.ipam_type else None
-        errors = Removal(request, record, self._tools, manager).run(self._key(request))
+        errors = Removal(request, self._key(request), record, self._tools, manager).run()
         if errors:
             raise errors[0]
 

@@ -11,13 +11,14 @@ from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, previous
 from cnvnet.diagnostics import say
 from cnvnet.kernel.links import Link
-from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.cnv_bridge import port
+from cnvnet.plugins.cnv_bridge.config import Remnants
 from cnvnet.plugins.cnv_bridge.leftovers import (
     Leftovers,
     Tools,
     find_container_end,
+    find_other_end,
     find_port,
     find_port_of_result,
     leftovers_of_result,
@@ -32,24 +33,27 @@ if TYPE_CHECKING:
 class Removal:
     """A DEL of one attachment. Every part is tried; what went wrong is in the list that `run` returns."""
 
-    def __init__(self, request: Request, record: Record | None, tools: Tools, ipam: Ipam | None) -> None:
+    def __init__(
+        self, request: Request, key: Key, record: Record | None, tools: Tools, ipam: Ipam | None
+    ) -> None:
         self._request = request
+        self._key = key
         self._record = record
         self._left = Leftovers.of(record) if record is not None else None
         self._tools = tools
         self._ipam = ipam
         self._result = self._previous() if record is None else None
 
-    def run(self, key: Key) -> list[CNIError | OSError]:
+    def run(self) -> list[CNIError | OSError]:
         """The addresses go last: whoever gets them next finds nothing of ours that knows them."""
         tries = Attempts()
         tries.attempt("port", self._delete_port)
         if self._left is not None:
             tries.attempt("guards", remove_elements, self._tools, self._left)
-            tries.attempt("masquerade", remove_masquerade, self._tools, key, self._left)
+            tries.attempt("masquerade", remove_masquerade, self._tools, self._key, self._left)
         else:
             self._remove_legacy()
-            self._remove_what_the_result_tells(key)
+            self._remove_what_the_result_tells()
         if self._ipam is not None:
             tries.attempt("giving addresses back", self._ipam.delete, self._request)
         return tries.errors
@@ -67,16 +71,17 @@ class Removal:
     def _host_end(self, host: Stack) -> Link | None:
         if self._left is not None:
             return find_port(host, self._left)
-        return find_port_of_result(host, self._result) if self._result is not None else None
+        link = find_port_of_result(host, self._result) if self._result is not None else None
+        return None if link is None or self._is_anothers(link.name) else link
 
     def _delete_container_end(self) -> None:
         path = self._request.netns
         try:
             with self._tools.kernel.netns(path) as netns:
-                if self._is_ours(netns):
+                if self._record is None or self._record.netns_inode == netns.inode:
                     with self._tools.kernel.stack(netns) as pod:
                         link = find_container_end(pod, self._request.ifname, self._left)
-                        if link is not None:
+                        if link is not None and (self._record is not None or self._leads_to_us(link)):
                             port.delete(pod, link.ifindex)
         except FileNotFoundError:
             pass  # with the namespace went the port
@@ -84,8 +89,16 @@ class Removal:
             # A file where the namespace was: whatever became of it, nothing of ours is in it.
             say(f"CNI_NETNS {path}: {e}")
 
-    def _is_ours(self, netns: Netns) -> bool:
-        return self._record is None or self._record.netns_inode == netns.inode
+    def _leads_to_us(self, container: Link) -> bool:
+        bridge = Remnants.parse(self._request).bridge
+        with self._tools.kernel.stack() as host:
+            link = find_other_end(host, container, bridge, self._result)
+        return link is not None and not self._is_anothers(link.name)
+
+    def _is_anothers(self, host_name: str) -> bool:
+        """Whether another attachment's record names this port: a refused ADD's DEL finds its rival's."""
+        records = self._tools.attachments.records(self._key.plugin)
+        return any(Leftovers.of(r).host == host_name for r in records if r.key != self._key)
 
     def _remove_legacy(self) -> None:
         from cnvnet.plugins.cnv_bridge import (
@@ -100,14 +113,15 @@ class Removal:
         except OSError as e:
             say(f"rules of an older plugin: {e}")  # without nftables it has left none
 
-    def _remove_what_the_result_tells(self, key: Key) -> None:
+    def _remove_what_the_result_tells(self) -> None:
         if self._result is None:
             return
         try:
             with self._tools.kernel.stack() as host:
                 left = leftovers_of_result(host, self._result)
-            remove_elements(self._tools, left)
-            remove_masquerade(self._tools, key, left)
+            if not self._is_anothers(left.host):
+                remove_elements(self._tools, left)
+            remove_masquerade(self._tools, self._key, left)
         except (CNIError, OSError, ValueError) as e:
             say(f"prevResult tells of what cannot be removed: {e}")  # it need not have been there
 

@@ -10,6 +10,7 @@ import pytest
 from tests.functional.bridge.ipam import ScriptedIpam
 from tests.functional.bridge.network import (
     OURS,
+    REFERENCE,
     Network,
     host_local,
     leases,
@@ -199,3 +200,24 @@ def test_no_record_is_left(node: Node, pod: Sandbox) -> None:
     network.delete(pod).ok()
     left: list[Path] = [path for path in node.rundir.rglob("attachments/*") if path.suffix == ".json"]
     assert left == []
+
+
+@pytest.mark.parametrize("bridge", ["bridge1", "bridge0"])
+def test_the_clean_up_of_a_refused_add_leaves_the_interface_that_was_there(
+    node: Node, pod: Sandbox, bridge: str
+) -> None:
+    network = everything(node, OURS)
+    result = network.add(pod, container_id="one").ok()
+    rival = network.with_(name="rival", bridge=bridge)
+    assert "already exists" in rival.add(pod, container_id="two").error()["msg"]
+    rival.delete(pod, container_id="two").ok()
+    network.check(pod, result, container_id="one").ok()
+    network.delete(pod, container_id="one").ok()
+    assert pod.link("eth0") is None
+
+
+def test_without_a_record_a_veth_that_leads_elsewhere_stays(node: Node, pod: Sandbox) -> None:
+    """A port of another bridge, or of none, is another program's."""
+    Network(node, REFERENCE, bridge="bridge1").add(pod).ok()
+    Network(node, OURS).delete(pod).ok()
+    assert pod.link("eth0") is not None

@@ -301,8 +301,8 @@ def test_what_is_needed_for_deleting_is_read_whatever_else_is_wrong() -> None:
         {"vlan": 9999, "bridge": 7, "MacSpoofChk": True, "ipMasq": True, "IPAM": {"Type": "host-local"}},
         "FOO",
     )
-    assert Remnants.parse(request) == Remnants("net1", "host-local", macspoofchk=True, ip_masq=True)
-    nothing = Remnants("net1", "", macspoofchk=False, ip_masq=False)
+    assert Remnants.parse(request) == Remnants("net1", "", "host-local", macspoofchk=True, ip_masq=True)
+    nothing = Remnants("net1", "cni0", "", macspoofchk=False, ip_masq=False)
     broken: list[dict[str, Any]] = [
         {"ipam": "x"},
         {"ipam": {"type": 7}},

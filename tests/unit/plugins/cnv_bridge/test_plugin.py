@@ -388,6 +388,39 @@ class TestDelete:
         world.delete()
         assert world.pod_links == ["lo", "eth0"]
 
+    @pytest.mark.parametrize("bridge", ["br1", "br0"], ids=["another-bridge", "the-same-bridge"])
+    def test_the_clean_up_of_a_refused_add_leaves_whose_name_it_was(self, full: World, bridge: str) -> None:
+        result = full.add()
+        before = (full.ports, full.elements, full.records, set(full.ipam.holders))
+        rival = {"container_id": "cid-2", "name": "net2"}
+        with pytest.raises(CNIError, match="already exists"):
+            full.add(**rival, config={"bridge": bridge})
+        full.delete(**rival, config={"bridge": bridge})
+        assert (full.ports, full.elements, full.records, set(full.ipam.holders)) == before
+        full.delete(**rival, config={"prevResult": render(result, "1.1.0")})
+        assert (full.ports, full.elements, full.records, set(full.ipam.holders)) == before
+        full.check(result)
+
+    @pytest.mark.parametrize("told", ["mac", "name", "bridge"])
+    def test_without_a_record_a_veth_that_prev_result_does_not_tell_of_stays(
+        self, world: World, told: str
+    ) -> None:
+        bridge, host, container = world.add().interfaces
+        for path in (world.rundir / "attachments").iterdir():
+            path.unlink()
+        other = {
+            "mac": (bridge, host._replace(mac=""), container._replace(mac="02:00:00:00:00:99")),
+            "name": (bridge, host._replace(name="vethother"), container),
+            "bridge": (bridge._replace(name="br1"), host, container),
+        }[told]
+        world.delete(config={"prevResult": render(Result(interfaces=other), "1.1.0")})
+        assert world.pod_links == ["lo", "eth0"]
+
+    def test_without_a_record_a_veth_that_is_no_port_of_the_bridge_stays(self, world: World) -> None:
+        world.pod.add_link("eth0", "veth")
+        world.delete()
+        assert world.pod_links == ["lo", "eth0"]
+
     def test_without_record_and_namespace_prev_result_tells_of_the_port(self, world: World) -> None:
         result = world.add()
         for path in (world.rundir / "attachments").iterdir():
