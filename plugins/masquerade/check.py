@@ -13,6 +13,7 @@ from cnvnet.kernel.nft import Nft
 from cnvnet.plugins.masquerade import plan, ruleset
 from cnvnet.plugins.masquerade.addition import Pod, observe
 from cnvnet.plugins.masquerade.config import Config
+from cnvnet.plugins.masquerade.leftovers import Leftovers
 from cnvnet.plugins.masquerade.plan import Wanted
 from cnvnet.plugins.masquerade.ruleset import Ruleset
 from cnvnet.vm.pod_interface import is_global_unicast
@@ -37,7 +38,7 @@ class Check:
         self._tap(wanted, bridge)
         _check_up(bridge, wanted.mtu)  # only now: its MTU follows the tap's
         self._addresses(wanted, bridge)
-        self._sysctls(wanted)
+        self._sysctls(wanted, record)
         with self._pod.kernel.nft(self._pod.netns) as nft:
             for each in wanted.rulesets:
                 _check_table(nft, each)
@@ -76,11 +77,15 @@ class Check:
             if is_global_unicast(other.ip):
                 raise wrong(f"{bridge.name} has an address {other} that nobody asked for")
 
-    def _sysctls(self, wanted: Wanted) -> None:
-        for setting in (*wanted.on_links, *wanted.global_):
-            value = self._pod.stack.sysctls.get(setting.key)
-            if value is not None and value != setting.value:
-                raise wrong(f"sysctl {setting.key} is {value}, not {setting.value}")
+    def _sysctls(self, wanted: Wanted, record: Record | None) -> None:
+        expected = {setting.key: setting.value for setting in (*wanted.on_links, *wanted.global_)}
+        # Of routes that a router told, only the record still says that they had to be kept.
+        changed = Leftovers.parse(record.undo).sysctls if record is not None else ()
+        expected |= {change.key: change.value for change in changed if change.value}
+        for key, value in expected.items():
+            now = self._pod.stack.sysctls.get(key)
+            if now is not None and now != value:
+                raise wrong(f"sysctl {key} is {now}, not {value}")
 
 
 def _check_up(link: Link, mtu: int) -> None:

@@ -59,6 +59,24 @@ def test_the_file_is_named_and_written_as_the_design_says(tmp_path: Path) -> Non
     }
 
 
+def test_what_a_guest_is_to_be_told_is_kept_with_it(tmp_path: Path) -> None:
+    told = a_record()._replace(guest={"ifname": "tap0", "settings": {"mtu": 1400}})
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(told)
+        assert slot.read() == told
+        slot.write(told._replace(guest=None))
+        assert slot.read() == a_record()
+    (name,) = files(tmp_path)
+    path = tmp_path / "attachments" / name
+    path.write_text(path.read_text().replace('"undo"', '"guest": [], "undo"'))
+    with (
+        attachments.locked(KEY) as slot,
+        pytest.raises(UnreadableRecord, match="a field has the wrong type"),
+    ):
+        slot.read()
+
+
 def test_a_lock_alone_leaves_no_file(tmp_path: Path) -> None:
     with AttachmentFiles(str(tmp_path)).locked(KEY):
         assert len(files(tmp_path)) == 1

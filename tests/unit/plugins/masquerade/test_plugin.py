@@ -275,6 +275,10 @@ def test_the_default_route_of_an_ipv6_pod_survives(tmp_path: Path, accept_ra: st
     (default,) = (route for route in world.pod.routes if route.dst.prefixlen == 0)
     assert (str(default.gw), default.protocol) == ("fe80::1", kept_as)
     world.check()
+    if accept_ra == "1":
+        world.pod.sysctls["net/ipv6/conf/eth0/accept_ra"] = "1"
+        with pytest.raises(CNIError, match=r"^sysctl net/ipv6/conf/eth0/accept_ra is 1, not 2"):
+            world.check()
     world.delete()
     assert world.snapshot() | {"routes": 0} == before | {"routes": 0}
 
