@@ -26,7 +26,7 @@ from cnvnet.ipam.lease import (
     without,
 )
 from cnvnet.ipam.pool import Pool, RangeSet, probing_order
-from cnvnet.ipam.store import Ledger
+from cnvnet.ipam.store import Change, Ledger
 from cnvnet.vm.identity import TARGET
 
 # Whether a holder surely is no more.
@@ -64,10 +64,10 @@ class Asked(NamedTuple):
 
 
 class Granted(NamedTuple):
-    """What it got; `before` is what `revert` goes back to."""
+    """What it got; `changes` is what `revert` takes back."""
 
     lease: Lease
-    before: Lease | None
+    changes: tuple[Change, ...]
 
 
 def acquire(ledger: Ledger, asked: Asked, gone: Gone) -> Granted:
@@ -76,10 +76,16 @@ def acquire(ledger: Ledger, asked: Asked, gone: Gone) -> Granted:
     Raises CNIError 7 for what cannot be asked for, 11 for what may work later; the ledger is to be rolled
     back.
     """
+    known = len(ledger.changes)
+    lease = _acquire(ledger, asked, gone)
+    return Granted(lease, tuple(ledger.changes[known:]))
+
+
+def _acquire(ledger: Ledger, asked: Asked, gone: Gone) -> Lease:
     _end_former_use(ledger, asked)
     stored = ledger.get(asked.key)
     if asked.holder.role == TARGET:
-        return Granted(_join_as_target(ledger, asked, stored), stored)
+        return _join_as_target(ledger, asked, stored)
     base, lease = stored, None
     if stored is not None:
         lease = without(stored, gone, now=asked.now)
@@ -94,7 +100,7 @@ def acquire(ledger: Ledger, asked: Asked, gone: Gone) -> Granted:
         after = _lease_for(ledger, asked, lease)
     until = asked.now + after.cooldown if after.cooldown else 0
     ledger.change(base, after, until=until)
-    return Granted(after, stored)
+    return after
 
 
 def release(ledger: Ledger, network: str, container_id: str, ifname: str, *, now: int) -> None:
@@ -113,15 +119,27 @@ def collect(ledger: Ledger, network: str, valid: set[tuple[str, str]], *, now: i
 
 def revert(ledger: Ledger, granted: Granted, container_id: str, ifname: str, *, now: int) -> None:
     """Undo an ADD that was granted this: as if it had never been asked, unless others came in between."""
-    lease, before = granted.lease, granted.before
-    current = ledger.get(lease.key)
-    if current == lease and before is None:
-        # Nobody has used the address, so it need not cool down.
-        ledger.change(current, None, until=0)
-    elif current == lease and before is not None and _can_return(ledger, before):
-        ledger.change(current, before, until=0)
-    else:
-        release(ledger, lease.key.network, container_id, ifname, now=now)
+    for change in reversed(granted.changes):
+        if not _undo(ledger, change) and change.after == granted.lease:
+            release(ledger, granted.lease.key.network, container_id, ifname, now=now)
+
+
+def _undo(ledger: Ledger, change: Change) -> bool:
+    """Take one change back, if everything is still as it left it."""
+    before, after = change.before, change.after
+    lease = after or before
+    if (
+        lease is None
+        or ledger.get(lease.key) != after
+        or not (before is None or _can_return(ledger, before))
+    ):
+        return False
+    # Nobody has used what it took, so that need not cool down; what had been cooling down goes on.
+    ledger.change(after, before, until=0)
+    for each in change.cooled:
+        if ledger.owner(each.key.network, each.ip) is None:
+            ledger.cool(each)
+    return True
 
 
 def ensure_room(ledger: Ledger, network: str, pool: Pool, gone: Gone, *, now: int) -> None:
@@ -165,6 +183,7 @@ def _can_return(ledger: Ledger, before: Lease) -> bool:
     owners = [ledger.owner(network, ip) for ip in before.ips]
     if before.mac:
         owners.append(ledger.owner_of_mac(network, before.mac))
+    owners.extend(ledger.held_by(network, each.container_id, each.ifname) for each in before.holders)
     return all(owner is None or owner.key == before.key for owner in owners)
 
 

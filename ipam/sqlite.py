@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cnvnet.cni.errors import IO_FAILURE, NOT_AVAILABLE, TRY_AGAIN_LATER, CNIError
 from cnvnet.cni.fields import Address
 from cnvnet.ipam.lease import Cooling, Holder, Key, Lease, in_order
+from cnvnet.ipam.store import Change
 
 if TYPE_CHECKING:
     # Imported when a database is opened: 2 ms that VERSION and a refused configuration do not pay.
@@ -315,6 +316,7 @@ class SqliteLedger:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self._run = connection.execute
+        self.changes: list[Change] = []
 
     def get(self, key: Key) -> Lease | None:
         return self._lease("network=? AND namespace=? AND vm=? AND interface=?", *key)
@@ -376,11 +378,20 @@ class SqliteLedger:
             else:
                 self._free(network, _encoded(ip))
         number = self._write(number, after)
+        cooled: list[Cooling] = []
         for ip in in_order(takes - had):
-            self._take(network, _encoded(ip), number)
+            if was := self._take(network, _encoded(ip), number):
+                cooled.append(was)
         self._write_holders(
             number, network, before.holders if before else (), after.holders if after else ()
         )
+        self.changes.append(Change(before, after, tuple(cooled)))
+
+    def cool(self, cooling: Cooling) -> None:
+        network, ip = cooling.key.network, _encoded(cooling.ip)
+        self._occupy(network, ip)
+        query = f"INSERT INTO addresses ({_COOLING}) VALUES (?,?,?,?,?,?,?,?)"
+        self._run(query, (*cooling.key, ip, cooling.mac, cooling.vm_uid, cooling.until))
 
     # -- leases
 
@@ -444,11 +455,22 @@ class SqliteLedger:
 
     # -- addresses, and the runs that follow them
 
-    def _take(self, network: str, ip: bytes, number: int) -> None:
-        query = "UPDATE addresses SET lease=?, until=NULL WHERE network=? AND ip=? AND lease IS NULL"
-        if self._run(query, (number, network, ip)).rowcount:
-            return  # It was cooling down, and in a run already.
+    def _take(self, network: str, ip: bytes, number: int) -> Cooling | None:
+        """Returns what the address was, if not free."""
+        query = f"SELECT {_COOLING} FROM addresses WHERE network=? AND ip=? AND lease IS NULL"
+        cooling = self._run(query, (network, ip)).fetchone()
+        if cooling is not None:
+            # In a run already.
+            self._run(
+                "UPDATE addresses SET lease=?, until=NULL WHERE network=? AND ip=?", (number, network, ip)
+            )
+            return _cooling(*cooling)
         self._run("INSERT INTO addresses (network, ip, lease) VALUES (?,?,?)", (network, ip, number))
+        self._occupy(network, ip)
+        return None
+
+    def _occupy(self, network: str, ip: bytes) -> None:
+        """Make an address that was free part of a run."""
         first = last = ip
         left = self._run_before(network, ip)
         if left is not None and left[1] == _shifted(ip, -1):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cnvnet.cni.fields import Address
 from cnvnet.ipam.lease import Cooling, Key, Lease
 
 
+class Change(NamedTuple):
+    """One transition of one lease as it was written. `cooled` is what its new addresses were until then."""
+
+    before: Lease | None
+    after: Lease | None
+    cooled: tuple[Cooling, ...]
+
+
 class Ledger(Protocol):
-    """The leases of all networks as one transaction sees them."""
+    """The leases of all networks as one transaction sees them. `changes` is what `change` did, in order."""
+
+    changes: list[Change]
 
     def get(self, key: Key) -> Lease | None:
         """The lease of this key."""
@@ -51,6 +61,10 @@ class Ledger(Protocol):
         Addresses that `after` no longer has cool down `until` then, 0 for not at all; those it takes are
         free or cooling, the caller has looked.
         """
+        ...
+
+    def cool(self, cooling: Cooling) -> None:
+        """Keep an address that is free from everybody else, as it was before somebody took it."""
         ...
 
 
