@@ -17,6 +17,7 @@ from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.bridge import ensure_bridge, ensure_gateway, report_mtu
 from cnvnet.plugins.cnv_bridge.config import Config
 from cnvnet.plugins.cnv_bridge.leftovers import Leftovers, Tools, remove_elements, remove_masquerade
+from cnvnet.plugins.cnv_bridge.release import ipam_of
 
 if TYPE_CHECKING:
     from cnvnet.plugins.cnv_bridge.ipam import Ipam
@@ -45,7 +46,8 @@ class Addition:
         names = port.choose_names(sides.host, ifname, config.mac)
         port.refuse_taken_name(sides.pod, ifname, names.host)
         record = Record(key, self._request.netns, sides.netns.inode, boot_id(), ADDING, {})
-        left = Leftovers(names.host, names.host_mac, ipam_type=config.ipam_type)
+        ipam = ipam_of(self._request) if config.ipam_type else None
+        left = Leftovers(names.host, names.host_mac, ipam_type=config.ipam_type, ipam=ipam)
         with Undo() as undo:
             undo.finally_("record", slot.remove)
             slot.write(record._replace(undo=left.to_json()))

@@ -26,10 +26,13 @@ class Lease(NamedTuple):
 
 
 class Ipam(Protocol):
-    """The address manager of the request's configuration. Each method raises CNIError."""
+    """The address manager of the request's configuration. Each method raises CNIError but `absent`: why it
+    cannot be asked at all, "" if it can.
+    """
 
     def add(self, request: Request) -> Lease: ...
     def delete(self, request: Request) -> None: ...
+    def absent(self, request: Request) -> str: ...
     def check(self, request: Request) -> None: ...
     def gc(self, request: Request) -> None: ...
     def status(self, request: Request) -> None: ...
@@ -55,6 +58,13 @@ class Foreign:
 
     def delete(self, request: Request) -> None:
         delegate.delegate_delete(request, self._type)
+
+    def absent(self, request: Request) -> str:
+        try:
+            delegate.find(self._type, request.path)
+        except CNIError as e:
+            return e.msg
+        return ""
 
     def check(self, request: Request) -> None:
         delegate.delegate_check(request, self._type)
@@ -87,6 +97,9 @@ class Own:
 
     def delete(self, request: Request) -> None:
         self._plugin.release(request)
+
+    def absent(self, request: Request) -> str:
+        return ""
 
     def check(self, request: Request) -> None:
         self._plugin.check(request)

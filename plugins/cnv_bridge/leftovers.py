@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from cnvnet.attachments import Attachments, Key, Record
 from cnvnet.cni.result import Result
@@ -24,13 +24,17 @@ class Tools(NamedTuple):
 
 
 class Leftovers(NamedTuple):
-    """The undo keys of a record. `host_ifindex` is 0 until the port exists; "" and () stand for nothing."""
+    """The undo keys of a record. `host_ifindex` is 0 until the port exists; "" and () stand for nothing.
+
+    `ipam` is the configuration's object: by it the addresses are given back even if it has changed since.
+    """
 
     host: str = ""
     host_mac: str = ""
     host_ifindex: int = 0
     container_mac: str = ""
     ipam_type: str = ""
+    ipam: Mapping[str, Any] | None = None
     elements: tuple[Element, ...] = ()
     masqueraded: tuple[str, ...] = ()
 
@@ -41,13 +45,14 @@ class Leftovers(NamedTuple):
     def of(cls, record: Record) -> Leftovers:
         """Never raises: a key of another shape than ours is one that cannot be undone."""
         undo = record.undo
-        ifindex = undo.get("host_ifindex")
+        ifindex, ipam = undo.get("host_ifindex"), undo.get("ipam")
         return cls(
             host=_text(undo, "host"),
             host_mac=_text(undo, "host_mac"),
             host_ifindex=ifindex if isinstance(ifindex, int) else 0,
             container_mac=_text(undo, "container_mac"),
             ipam_type=_text(undo, "ipam_type"),
+            ipam=cast("Mapping[str, Any]", ipam) if isinstance(ipam, Mapping) else None,
             elements=_elements(undo.get("elements")),
             masqueraded=_texts(undo.get("masqueraded")),
         )

@@ -150,9 +150,7 @@ class CnvBridge:
     def _remove(self, request: Request, record: Record | None) -> None:
         from cnvnet.plugins.cnv_bridge.removal import Removal  # not at the top: an ADD seldom needs it
 
-        remnants = Remnants.parse(request)
-        manager = self._choose_ipam(remnants.ipam_type) if remnants.ipam_type else None
-        errors = Removal(request, self._key(request), record, self._tools, manager).run()
+        errors = Removal(request, self._key(request), record, self._tools, self._choose_ipam).run()
         if errors:
             raise errors[0]
 

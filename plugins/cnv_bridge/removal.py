@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cnvnet.attachments import Key, Record
@@ -25,6 +26,7 @@ from cnvnet.plugins.cnv_bridge.leftovers import (
     remove_elements,
     remove_masquerade,
 )
+from cnvnet.plugins.cnv_bridge.release import plan_release, release
 
 if TYPE_CHECKING:
     from cnvnet.plugins.cnv_bridge.ipam import Ipam
@@ -34,14 +36,19 @@ class Removal:
     """A DEL of one attachment. Every part is tried; what went wrong is in the list that `run` returns."""
 
     def __init__(
-        self, request: Request, key: Key, record: Record | None, tools: Tools, ipam: Ipam | None
+        self,
+        request: Request,
+        key: Key,
+        record: Record | None,
+        tools: Tools,
+        choose_ipam: Callable[[str], Ipam],
     ) -> None:
         self._request = request
         self._key = key
         self._record = record
         self._left = Leftovers.of(record) if record is not None else None
         self._tools = tools
-        self._ipam = ipam
+        self._choose_ipam = choose_ipam
         self._result = self._previous() if record is None else None
 
     def run(self) -> list[CNIError | OSError]:
@@ -54,8 +61,9 @@ class Removal:
         else:
             self._remove_legacy()
             self._remove_what_the_result_tells()
-        if self._ipam is not None:
-            tries.attempt("giving addresses back", self._ipam.delete, self._request)
+        planned = plan_release(self._request, self._left)
+        if planned is not None:
+            tries.attempt("giving addresses back", release, planned, self._choose_ipam)
         return tries.errors
 
     def _delete_port(self) -> None:

@@ -221,3 +221,22 @@ def test_without_a_record_a_veth_that_leads_elsewhere_stays(node: Node, pod: San
     Network(node, REFERENCE, bridge="bridge1").add(pod).ok()
     Network(node, OURS).delete(pod).ok()
     assert pod.link("eth0") is not None
+
+
+@pytest.mark.parametrize("ipam", [None, {}, {"type": "static"}], ids=["none", "empty", "another"])
+def test_addresses_are_given_back_to_where_they_are_from(
+    node: Node, pod: Sandbox, ipam: dict[str, str] | None
+) -> None:
+    network = everything(node, OURS)
+    network.add(pod).ok()
+    network.with_(ipam=ipam).delete(pod).ok()
+    assert leases(node) == []
+
+
+@pytest.mark.parametrize("ipam_type", ["../host-local", "no-such-program"])
+def test_an_address_manager_that_never_was_is_no_obstacle(node: Node, pod: Sandbox, ipam_type: str) -> None:
+    network = Network(node, OURS, ipam={"type": ipam_type})
+    assert network.add(pod).error()["code"] == 7
+    deleted = network.delete(pod)
+    deleted.ok()
+    assert ipam_type in deleted.stderr

@@ -103,6 +103,7 @@ class TestAdd:
             "host_ifindex": port.ifindex,
             "container_mac": result.interfaces[2].mac,
             "ipam_type": "fake",
+            "ipam": {"type": "fake"},
             "elements": (),
             "masqueraded": ["10.0.0.2/24", "fd00::2/64"],
         }
@@ -449,6 +450,50 @@ class TestDelete:
         full.ipam.refuses.clear()
         full.delete()
         full.assert_nothing_of_an_attachment()
+
+    @pytest.mark.parametrize(
+        "ipam",
+        [None, "x", {}, {"type": 7}, {"type": "another"}, {"type": "fake", "dataDir": "/elsewhere"}],
+        ids=["none", "text", "empty", "bad-type", "another", "another-folder"],
+    )
+    def test_addresses_go_back_where_the_record_says_that_they_are_from(
+        self, tmp_path: Path, ipam: Any
+    ) -> None:
+        written = {"type": "fake", "dataDir": "/leases", "subnet": "10.0.0.0/24"}
+        world = World(tmp_path, ipam=written)
+        world.add()
+        world.chosen.clear()
+        world.delete(config={"ipam": ipam})
+        assert (world.chosen, world.ipam.releases) == (["fake"], [written])
+        world.assert_nothing_of_an_attachment()
+
+    def test_an_ipam_object_that_changed_otherwise_is_used_as_it_is_now(self, tmp_path: Path) -> None:
+        world = World(tmp_path, ipam={"type": "fake", "token": "old"})
+        world.add()
+        world.delete(config={"ipam": {"type": "fake", "token": "new"}})
+        assert world.ipam.releases == [{"type": "fake", "token": "new"}]
+
+    def test_an_ipam_that_came_with_a_later_configuration_is_not_asked(self, world: World) -> None:
+        world.add()
+        world.delete(config={"ipam": {"type": "fake"}})
+        assert world.ipam.calls == []
+        world.assert_nothing_of_an_attachment()
+
+    def test_an_ipam_that_is_not_there_has_nothing_to_give_back(
+        self, full: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        full.ipam.missing = "failed to find plugin"
+        full.delete()
+        assert full.ipam.calls == []
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_an_ipam_that_is_not_there_any_more_is_an_error(self, full: World) -> None:
+        full.add()
+        full.ipam.missing = "failed to find plugin"
+        full.ipam.refuses["DEL"] = InvalidConfig("failed to find plugin")
+        with pytest.raises(CNIError, match="failed to find plugin"):
+            full.delete()
+        assert (full.pod_links, full.elements, len(full.records)) == (["lo"], [], 1)
 
     def test_a_record_of_a_newer_program_is_left_and_the_rest_goes(
         self, full: World, capsys: pytest.CaptureFixture[str]

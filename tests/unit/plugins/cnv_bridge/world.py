@@ -56,6 +56,8 @@ class FakeIpam:
         self.holders: set[tuple[str, str]] = set()
         self.calls: list[str] = []
         self.mac = ""
+        self.missing = ""
+        self.releases: list[Any] = []
         self.refuses: dict[str, CNIError] = {}
         self.result = Result(
             ips=(
@@ -75,7 +77,11 @@ class FakeIpam:
 
     def delete(self, request: Request) -> None:
         self._call("DEL")
+        self.releases.append(request.config.get("ipam"))
         self._give_back((request.container_id, request.ifname))
+
+    def absent(self, request: Request) -> str:
+        return self.missing
 
     def check(self, request: Request) -> None:
         self._call("CHECK")
@@ -103,6 +109,7 @@ class World:
         self.host = self.kernel.host
         self.pod = self.kernel.add_namespace(POD)
         self.ipam = FakeIpam()
+        self.chosen: list[str] = []
         self.keys = keys
         self.rundir = folder / "run"
         self.attachments: Attachments = AttachmentFiles(str(self.rundir))
@@ -110,6 +117,7 @@ class World:
         self.plugin = CnvBridge(Tools(self.kernel, self.attachments, masquerade), self._choose)
 
     def _choose(self, plugin_type: str) -> Ipam:
+        self.chosen.append(plugin_type)
         return self.ipam
 
     def request(self, **changes: Any) -> Request:
