@@ -53,10 +53,16 @@ class Record(NamedTuple):
 
 
 class UnreadableRecord(CNIError):
-    """The file is not a record this program understands, perhaps a newer program's: it is left as it is."""
+    """The file is not a record this program understands.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(TRY_AGAIN_LATER, f"record {path}: {reason}; it has been left as it is")
+    A `newer` program's is left as it is (code 11). A damaged one (code 5) is the attachment's DEL to remove,
+    after it has cleaned up without it.
+    """
+
+    def __init__(self, path: str, reason: str, *, newer: bool = False) -> None:
+        remedy = "it has been left as it is" if newer else "a DEL of the attachment removes it"
+        super().__init__(TRY_AGAIN_LATER if newer else IO_FAILURE, f"record {path}: {reason}; {remedy}")
+        self.newer = newer
 
 
 class Slot(Protocol):
@@ -285,7 +291,7 @@ def _parse(path: str, content: bytes) -> Record | None:
         document: Any = json.loads(content)
         if isinstance(document["v"], int) and document["v"] > VERSION:
             raise UnreadableRecord(
-                path, f"version {document['v']} is newer than {VERSION}, the newest known here"
+                path, f"version {document['v']} is newer than {VERSION}, the newest known here", newer=True
             )
         texts = [document[field] for field in ("plugin", "network", "containerid", "ifname")]
         texts += [document["netns"]["path"], document["boot_id"], document["state"]]

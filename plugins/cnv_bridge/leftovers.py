@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, NamedTuple, cast
 
@@ -63,16 +63,26 @@ def leftovers_of_result(host: Stack, result: Result) -> Leftovers:
     outside = [interface for interface in result.interfaces if not interface.sandbox]
     inside = [interface for interface in result.interfaces if interface.sandbox]
     addresses = [ip.address for ip in result.ips]
-    left = Leftovers(masqueraded=tuple(map(str, addresses)))
+    told = Leftovers(masqueraded=tuple(map(str, addresses)))
     if len(outside) < 2 or not inside or not inside[0].mac:
-        return left
-    name = outside[1].name
-    left = left._replace(host=name)
-    link = host.link(name)
+        return told
+    left = leftovers_of_port(outside[1].name, inside[0].mac, addresses)
+    link = host.link(left.host)
     if link is not None and link.mac != outside[1].mac.lower():
-        return left  # the name is somebody else's by now, and so are its elements
+        return left._replace(elements=())  # the name is somebody else's by now, and so are its elements
+    return left
+
+
+def leftovers_of_port(
+    host_name: str, mac: str, addresses: Sequence[IPv4Interface | IPv6Interface]
+) -> Leftovers:
+    """What an ADD with every guard and masquerading would have left for a port, MAC and addresses."""
     every = Guards(macspoofchk=True, ipspoofchk=True, dhcp_guard=True, ra_guard=True)
-    return left._replace(elements=tuple(elements(name, inside[0].mac, addresses, every)))
+    return Leftovers(
+        host=host_name,
+        elements=tuple(elements(host_name, mac, addresses, every)),
+        masqueraded=tuple(str(address) for address in addresses if not address.is_link_local),
+    )
 
 
 def find_port(host: Stack, left: Leftovers) -> Link | None:

@@ -61,9 +61,11 @@ class CnvBridge:
             try:
                 record = slot.read()
             except UnreadableRecord as e:
-                # It stays where it is; the rest can be found without it.
+                # The attachment can be found without it. What a newer program wrote stays where it is.
                 say(e.msg)
                 self._remove(request, None)
+                if not e.newer:
+                    slot.remove()
                 return
             if record is not None:
                 self._mark(slot, record)

@@ -22,6 +22,7 @@ from cnvnet.plugins.cnv_bridge.leftovers import (
     find_other_end,
     find_port,
     find_port_of_result,
+    leftovers_of_port,
     leftovers_of_result,
     remove_elements,
     remove_masquerade,
@@ -50,6 +51,8 @@ class Removal:
         self._tools = tools
         self._choose_ipam = choose_ipam
         self._result = self._previous() if record is None else None
+        # Without a record: what the links themselves tell.
+        self._seen: Leftovers | None = None
 
     def run(self) -> list[CNIError | OSError]:
         """The addresses go last: whoever gets them next finds nothing of ours that knows them."""
@@ -60,7 +63,7 @@ class Removal:
             tries.attempt("masquerade", remove_masquerade, self._tools, self._key, self._left)
         else:
             self._remove_legacy()
-            self._remove_what_the_result_tells()
+            self._remove_what_is_told()
         planned = plan_release(self._request, self._left)
         if planned is not None:
             tries.attempt("giving addresses back", release, planned, self._choose_ipam)
@@ -89,7 +92,7 @@ class Removal:
                 if self._record is None or self._record.netns_inode == netns.inode:
                     with self._tools.kernel.stack(netns) as pod:
                         link = find_container_end(pod, self._request.ifname, self._left)
-                        if link is not None and (self._record is not None or self._leads_to_us(link)):
+                        if link is not None and (self._record is not None or self._leads_to_us(pod, link)):
                             port.delete(pod, link.ifindex)
         except FileNotFoundError:
             pass  # with the namespace went the port
@@ -97,11 +100,15 @@ class Removal:
             # A file where the namespace was: whatever became of it, nothing of ours is in it.
             say(f"CNI_NETNS {path}: {e}")
 
-    def _leads_to_us(self, container: Link) -> bool:
+    def _leads_to_us(self, pod: Stack, container: Link) -> bool:
         bridge = Remnants.parse(self._request).bridge
         with self._tools.kernel.stack() as host:
             link = find_other_end(host, container, bridge, self._result)
-        return link is not None and not self._is_anothers(link.name)
+        if link is None or self._is_anothers(link.name):
+            return False
+        addresses = [found.address for found in pod.addresses(container.ifindex)]
+        self._seen = leftovers_of_port(link.name, container.mac, addresses)
+        return True
 
     def _is_anothers(self, host_name: str) -> bool:
         """Whether another attachment's record names this port: a refused ADD's DEL finds its rival's."""
@@ -121,17 +128,18 @@ class Removal:
         except OSError as e:
             say(f"rules of an older plugin: {e}")  # without nftables it has left none
 
-    def _remove_what_the_result_tells(self) -> None:
-        if self._result is None:
-            return
+    def _remove_what_is_told(self) -> None:
+        told = [self._seen] if self._seen is not None else []
         try:
-            with self._tools.kernel.stack() as host:
-                left = leftovers_of_result(host, self._result)
-            if not self._is_anothers(left.host):
-                remove_elements(self._tools, left)
-            remove_masquerade(self._tools, self._key, left)
+            if self._result is not None:
+                with self._tools.kernel.stack() as host:
+                    told.append(leftovers_of_result(host, self._result))
+            for left in told:
+                if not self._is_anothers(left.host):
+                    remove_elements(self._tools, left)
+                remove_masquerade(self._tools, self._key, left)
         except (CNIError, OSError, ValueError) as e:
-            say(f"prevResult tells of what cannot be removed: {e}")  # it need not have been there
+            say(f"without a record some may stay: {e}")  # it need not have been there
 
     def _previous(self) -> Result | None:
         try:

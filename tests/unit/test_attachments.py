@@ -204,8 +204,9 @@ def test_a_newer_record_is_reported_and_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "attachments" / files(tmp_path)[0]
     newer = path.read_text().replace('"v": 1', '"v": 2')
     path.write_text(newer)
-    with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord, match="version 2 is newer than 1"):
+    with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord, match="version 2 is") as caught:
         slot.read()
+    assert (caught.value.code, caught.value.newer) == (11, True)
     assert path.read_text() == newer
 
 
@@ -223,6 +224,7 @@ def test_what_is_no_record_is_reported_and_left_untouched(tmp_path: Path, conten
     with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord) as caught:
         slot.read()
     assert str(path) in caught.value.msg
+    assert (caught.value.code, caught.value.newer, "DEL" in caught.value.msg) == (5, False, True)
     assert path.read_bytes() == content.encode("latin-1")
     assert list(attachments.of_network("cnv-bridge", "net1")) == []
     assert path.exists()

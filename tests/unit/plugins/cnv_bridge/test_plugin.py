@@ -509,6 +509,26 @@ class TestDelete:
         with pytest.raises(CNIError, match="is newer than 1"):
             full.add()
 
+    @pytest.mark.parametrize("content", ["{", '{"v": 1, "plugin": 3}', "\0" * 4096])
+    def test_a_damaged_record_goes_with_its_attachment(self, full: World, content: str) -> None:
+        full.add()
+        (path,) = (full.rundir / "attachments").iterdir()
+        path.write_text(content)
+        with pytest.raises(CNIError, match="a DEL of the attachment removes it") as caught:
+            full.add()
+        assert caught.value.code == 5
+        full.delete()
+        full.assert_nothing_of_an_attachment()
+
+    def test_a_damaged_record_is_kept_while_anything_cannot_be_deleted(self, full: World) -> None:
+        full.add()
+        (path,) = (full.rundir / "attachments").iterdir()
+        path.write_text("{")
+        full.ipam.refuses["DEL"] = CNIError(11, "the store is busy")
+        with pytest.raises(CNIError, match="the store is busy"):
+            full.delete()
+        assert path.read_text() == "{"
+
     def test_it_works_where_no_records_can_be_written(self, full: World) -> None:
         full.rundir.write_text("")
         full.delete()
