@@ -1,7 +1,8 @@
 """The ranges of a configuration, in host-local's words and in whereabouts', as a pool.
 
 They mean here what they mean there: host-local's ranges have the first address of their subnet as gateway
-unless told otherwise, whereabouts' have none unless told. Sources: containernetworking/plugins v1.9.1
+unless told otherwise, whereabouts' have none unless told. Where the plugin above is told to be the gateway and
+gets none from us, it makes up the network's first address, as the reference bridge does; so do we. Sources: containernetworking/plugins v1.9.1
 plugins/ipam/host-local/backend/allocator, whereabouts pkg/config/config.go.
 """
 
@@ -26,12 +27,14 @@ def parse_pool(fields: Fields, ipam: Fields) -> Pool:
     if ipam.text("subnet"):
         sets.insert(0, (_host_local(ipam),))
     excluded = list(_excluded(ipam))
-    whereabouts: list[tuple[Range, ...]] = []
-    if ipam.text("range"):
-        whereabouts.append((_whereabouts(ipam, ipam),))
-    for entry in ipam.each("ipRanges") or ():
-        whereabouts.append((_whereabouts(entry, ipam),))
+    entries = ipam.each("ipRanges") or []
+    for entry in entries:
         excluded.extend(_excluded(entry))
+    if ipam.text("range"):
+        entries.insert(0, ipam)
+    # Whatever else they may be: only true makes a plugin above put the gateway on its bridge.
+    bridged = any(fields.raw(key) is True for key in ("isGateway", "isDefaultGateway"))
+    whereabouts = [(_whereabouts(entry, ipam, bridged=bridged),) for entry in entries]
     capability = runtime_config(fields).each_list("ipRanges") or []
     where = runtime_config(fields).path("ipRanges")
     first = [_host_local_set(each, f"{where}[{index}]") for index, each in enumerate(capability)]
@@ -70,7 +73,7 @@ def _host_local(part: Fields) -> Range:
     return _range(subnet, gateway, _end(part, "rangeStart"), _end(part, "rangeEnd"))
 
 
-def _whereabouts(entry: Fields, ipam: Fields) -> Range:
+def _whereabouts(entry: Fields, ipam: Fields, *, bridged: bool) -> Range:
     where = entry.path("range")
     text = entry.required("range")
     first, last = _end(entry, "range_start"), _end(entry, "range_end")
@@ -84,6 +87,8 @@ def _whereabouts(entry: Fields, ipam: Fields) -> Range:
     gateway = ipam.address("gateway")
     if gateway is not None and gateway.version != subnet.version:
         gateway = None  # whereabouts has one gateway for both families; it can only be meant for its own
+    if gateway is None and bridged:
+        gateway = subnet.network_address + 1
     return _range(subnet, gateway, first, last)
 
 

@@ -71,6 +71,29 @@ def test_the_reference_bridge_understands_every_version_of_the_result(
     assert Addresses(node).taken() == {}
 
 
+@pytest.mark.parametrize("plugin", ["bridge", "cnv-bridge"])
+@pytest.mark.parametrize("key", ["isGateway", "isDefaultGateway"])
+def test_no_vm_gets_the_address_that_the_bridge_has_as_gateway(node: Node, plugin: str, key: str) -> None:
+    ranges = [{"range": "10.7.0.0/30"}, {"range": "fd07::/126"}]
+    config = {
+        "cniVersion": "1.1.0",
+        "name": "blue",
+        "type": plugin,
+        "bridge": "br0",
+        key: True,
+        "ipam": {"type": "static-ip", "ipRanges": ranges},
+    }
+    answer = node.cni(plugin, "ADD", config, node.pod(), container_id="c1").ok()
+    assert [ip["gateway"] for ip in answer["ips"]] == ["10.7.0.1", "fd07::1"]
+    assert answer["ips"][0]["address"] == "10.7.0.2/30"
+    error = node.cni(plugin, "ADD", config, node.pod(), container_id="c2").error()
+    assert error["msg"] == "network blue: no IP addresses available in range set: 10.7.0.1-10.7.0.2"
+    wished = {**config, "runtimeConfig": {"ips": ["10.7.0.1"]}}
+    error = node.cni(plugin, "ADD", wished, node.pod(), container_id="c2").error()
+    text = "runtimeConfig.ips[0]: 10.7.0.1 is the gateway of network blue"
+    assert (error["code"], error["msg"]) == (7, text)
+
+
 def test_a_refusal_reaches_the_caller_of_the_plugin(node: Node, pod: Sandbox) -> None:
     config = {
         "cniVersion": "1.1.0",

@@ -109,6 +109,21 @@ def test_whereabouts_range_keys(ipam: dict[str, Any], expected: list[list[str]])
     assert shape(config(ipam).pool) == expected
 
 
+@pytest.mark.parametrize("key", ["isGateway", "isDefaultGateway", "ISGATEWAY"])
+def test_the_address_that_a_bridge_makes_up_for_itself_is_the_gateway(key: str) -> None:
+    ipam = {"ipRanges": [{"range": "10.7.0.0/30"}, {"range": "fd07::5-fd07::9/64"}]}
+    bridged = config(ipam, **{key: True}).pool
+    assert shape(bridged) == [["10.7.0.1-10.7.0.2 via 10.7.0.1"], ["fd07::5-fd07::9 via fd07::1"]]
+    assert [gives(bridged, ip_address(ip)) for ip in ("10.7.0.1", "10.7.0.2")] == [False, True]
+    assert bridged.purpose_of(ip_address("fd07::1")) == "the gateway"
+    assert shape(config({**ipam, "gateway": "10.7.0.2"}, **{key: True}).pool) == [
+        ["10.7.0.1-10.7.0.2 via 10.7.0.2"],
+        ["fd07::5-fd07::9 via fd07::1"],
+    ]
+    for other in (False, None, "true"):
+        assert shape(config(ipam, **{key: other}).pool)[0] == ["10.7.0.1-10.7.0.2 via None"]
+
+
 def test_exclusions_are_networks_or_addresses_of_the_whole_or_of_one_entry() -> None:
     ipam = {
         "ipRanges": [{"range": "10.0.0.0/29", "exclude": ["10.0.0.4/31"]}, {"range": "10.0.1.0/29"}],
