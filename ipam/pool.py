@@ -21,12 +21,16 @@ class Span(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A part of a subnet to allocate from. `gateway` None where the configuration has none to report."""
+    """A part of a subnet to allocate from. `gateway` None where the configuration has none to report.
+
+    `gateway_key` is the key that names the gateway, "" if none does.
+    """
 
     subnet: Network
     first: Address
     last: Address
     gateway: Address | None = None
+    gateway_key: str = ""
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from cnvnet.cni.version import WITHOUT_INTERFACES
 from cnvnet.ipam.allocator import Policy, Wish
 from cnvnet.ipam.lease import POLICIES, VM_DELETED
 from cnvnet.ipam.pool import Pool
-from cnvnet.ipam.static_ip.ranges import parse_pool
+from cnvnet.ipam.static_ip.ranges import ensure_gateways_lead, parse_pool
 from cnvnet.vm import identity
 
 STATEDIR: Final = "/var/lib/cnvnet"
@@ -61,6 +61,7 @@ class Config(NamedTuple):
         _ensure_one_per_family(wanted, request.cni_version)
         report = {"routes": ipam.raw("routes"), "dns": ipam.raw("dns")}
         written = parse_result(report, "1.1.0", ipam.where)
+        ensure_gateways_lead(wanted, written.routes, default=fields.raw("isDefaultGateway") is True)
         vm = identity.identify(fields, args, storable(request.ifname))
         _ensure_store(ipam, in_kubernetes=identity.in_kubernetes(args))
         mac_where, mac = _mac(fields, args)

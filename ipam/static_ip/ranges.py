@@ -1,9 +1,10 @@
 """The ranges of a configuration, in host-local's words and in whereabouts', as a pool.
 
 They mean here what they mean there: host-local's ranges have the first address of their subnet as gateway
-unless told otherwise, whereabouts' have none unless told. Where the plugin above is told to be the gateway and
-gets none from us, it makes up the network's first address, as the reference bridge does; so do we. Sources: containernetworking/plugins v1.9.1
-plugins/ipam/host-local/backend/allocator, whereabouts pkg/config/config.go.
+unless told otherwise, whereabouts' have none unless told. But a plugin above that is told to be the gateway
+and gets none from us makes up the network's first address (the reference bridge does); so do we. Sources:
+containernetworking/plugins v1.9.1 plugins/ipam/host-local/backend/allocator, whereabouts
+pkg/config/config.go.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from cnvnet.cni.conventions import runtime_config
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Address, Fields, Network, as_address, as_interface_address, as_network
+from cnvnet.cni.result import Route
 from cnvnet.ipam.pool import Pool, Range, pool
 
 # An end of a range and the key it was read from.
@@ -69,8 +71,13 @@ def _host_local(part: Fields) -> Range:
     if written.ip != subnet.network_address:
         raise InvalidConfig(f"{where}: {written} has host bits set: the network is {subnet}")
     _ensure_roomy(subnet, where)
-    gateway = part.address("gateway") or subnet.network_address + 1
-    return _range(subnet, gateway, _end(part, "rangeStart"), _end(part, "rangeEnd"))
+    made = _range(subnet, _end(part, "rangeStart"), _end(part, "rangeEnd"))
+    gateway, key = part.address("gateway"), part.path("gateway")
+    if gateway is None:
+        return made._replace(gateway=subnet.network_address + 1)
+    if gateway.version != subnet.version:
+        raise InvalidConfig(f"{key}: {gateway} cannot be the gateway of {subnet}")
+    return made._replace(gateway=gateway, gateway_key=key)
 
 
 def _whereabouts(entry: Fields, ipam: Fields, *, bridged: bool) -> Range:
@@ -84,12 +91,12 @@ def _whereabouts(entry: Fields, ipam: Fields, *, bridged: bool) -> Range:
         first = _agreed(first, (where, as_address(start, where)))
         last = _agreed(last, (where, written.ip))
     _ensure_roomy(subnet, where)
+    made = _range(subnet, first, last)
     gateway = ipam.address("gateway")
-    if gateway is not None and gateway.version != subnet.version:
-        gateway = None  # whereabouts has one gateway for both families; it can only be meant for its own
-    if gateway is None and bridged:
-        gateway = subnet.network_address + 1
-    return _range(subnet, gateway, first, last)
+    # whereabouts has one gateway for both families; it can only be meant for its own.
+    if gateway is not None and gateway.version == subnet.version:
+        return made._replace(gateway=gateway, gateway_key=ipam.path("gateway"))
+    return made._replace(gateway=subnet.network_address + 1 if bridged else None)
 
 
 def _end(part: Fields, key: str) -> _End:
@@ -104,7 +111,7 @@ def _agreed(separate: _End, together: _End) -> _End:
     return together
 
 
-def _range(subnet: Network, gateway: Address | None, start: _End, end: _End) -> Range:
+def _range(subnet: Network, start: _End, end: _End) -> Range:
     for where, ip in (start, end):
         if ip is not None and ip not in subnet:
             raise InvalidConfig(f"{where}: {ip} is not in {subnet}")
@@ -114,7 +121,30 @@ def _range(subnet: Network, gateway: Address | None, start: _End, end: _End) -> 
     if int(last) < int(first):
         where = end[0] if end[1] is not None else start[0]
         raise InvalidConfig(f"{where}: the range would end at {last} before it begins at {first}")
-    return Range(subnet, first, last, gateway)
+    return Range(subnet, first, last)
+
+
+def ensure_gateways_lead(wanted: Pool, routes: Iterable[Route], *, default: bool) -> None:
+    """Code 7 if a route would go through a gateway that nobody can reach: the kernel refuses it unexplained.
+
+    Routes without a gateway of their own go through that of the family's first address; `default` is
+    whether the plugin above makes such a route itself. A gateway that is only reported may be anywhere.
+    """
+    given = list(routes)
+    for version in (4, 6):
+        ours = [route for route in given if route.dst.version == version]
+        default_given = any(route.gw is not None and not route.dst.prefixlen for route in ours)
+        used = (default and not default_given) or any(route.gw is None for route in ours)
+        first = next((each for each in wanted.sets if each.version == version), None)
+        if first is None or not used:
+            continue
+        near = [part.subnet for each in wanted.sets for part in each.ranges]
+        near += [route.dst for route in ours if route.gw is not None and route.dst.prefixlen]
+        for part in first.ranges:
+            ip = part.gateway
+            if ip is not None and not ip.is_link_local and not any(ip in each for each in near):
+                text = f"{ip} is not in {part.subnet}, so no route can lead through it"
+                raise InvalidConfig(f"{part.gateway_key}: {text}")
 
 
 def _ensure_roomy(subnet: Network, where: str) -> None:

@@ -112,16 +112,18 @@ def test_whereabouts_range_keys(ipam: dict[str, Any], expected: list[list[str]])
 @pytest.mark.parametrize("key", ["isGateway", "isDefaultGateway", "ISGATEWAY"])
 def test_the_address_that_a_bridge_makes_up_for_itself_is_the_gateway(key: str) -> None:
     ipam = {"ipRanges": [{"range": "10.7.0.0/30"}, {"range": "fd07::5-fd07::9/64"}]}
-    bridged = config(ipam, **{key: True}).pool
+    bridge: dict[str, Any] = {key: True}
+    bridged = config(ipam, **bridge).pool
     assert shape(bridged) == [["10.7.0.1-10.7.0.2 via 10.7.0.1"], ["fd07::5-fd07::9 via fd07::1"]]
     assert [gives(bridged, ip_address(ip)) for ip in ("10.7.0.1", "10.7.0.2")] == [False, True]
     assert bridged.purpose_of(ip_address("fd07::1")) == "the gateway"
-    assert shape(config({**ipam, "gateway": "10.7.0.2"}, **{key: True}).pool) == [
+    assert shape(config({**ipam, "gateway": "10.7.0.2"}, **bridge).pool) == [
         ["10.7.0.1-10.7.0.2 via 10.7.0.2"],
         ["fd07::5-fd07::9 via fd07::1"],
     ]
     for other in (False, None, "true"):
-        assert shape(config(ipam, **{key: other}).pool)[0] == ["10.7.0.1-10.7.0.2 via None"]
+        bridge[key] = other
+        assert shape(config(ipam, **bridge).pool)[0] == ["10.7.0.1-10.7.0.2 via None"]
 
 
 def test_exclusions_are_networks_or_addresses_of_the_whole_or_of_one_entry() -> None:
@@ -168,6 +170,11 @@ WRONG_RANGES: list[tuple[Any, str]] = [
     ),
     ({**SUBNET, "gateway": "x"}, 'ipam.gateway: "x" is not an IP address'),
     ({**SUBNET, "gateway": True}, "ipam.gateway: expected a string, got true"),
+    ({**SUBNET, "gateway": "fd00::1"}, "ipam.gateway: fd00::1 cannot be the gateway of 10.0.0.0/24"),
+    (
+        {"ranges": [[SUBNET], [{"subnet": "fd00::/64", "gateway": "10.0.0.1"}]]},
+        "ipam.ranges[1][0].gateway: 10.0.0.1 cannot be the gateway of fd00::/64",
+    ),
     ({"ranges": {}}, "ipam.ranges: expected a list of lists, got an object"),
     ({"ranges": [{}]}, "ipam.ranges[0]: expected a list of objects, got an object"),
     ({"ranges": [[]]}, "ipam.ranges[0]: empty range set"),
@@ -265,6 +272,46 @@ def test_routes_and_dns_are_passed_on() -> None:
         Route(ip_network("fd01::/64"), ip_address("fd00::9"), mtu=1400, table=7, scope=0),
     )
     assert found.dns == DNS(("10.0.0.53",), "example", ("a", "b"), ("ndots:2",))
+
+
+DEFAULT = {"dst": "0.0.0.0/0"}
+FAR = {**SUBNET, "gateway": "10.9.9.9"}
+UNREACHABLE = "10.9.9.9 is not in 10.0.0.0/24, so no route can lead through it"
+
+
+@pytest.mark.parametrize(
+    ("ipam", "keys", "key"),
+    [
+        ({**FAR, "routes": [DEFAULT]}, {}, "ipam.gateway"),
+        (FAR, {"isDefaultGateway": True}, "ipam.gateway"),
+        ({"range": "10.0.0.0/24", "gateway": "10.9.9.9", "routes": [DEFAULT]}, {}, "ipam.gateway"),
+        ({"ranges": [[FAR]], "routes": [DEFAULT]}, {}, "ipam.ranges[0][0].gateway"),
+    ],
+)
+def test_a_route_through_a_gateway_that_is_out_of_reach_is_refused(
+    ipam: dict[str, Any], keys: dict[str, Any], key: str
+) -> None:
+    with refused(f"{key}: {UNREACHABLE}"):
+        config(ipam, **keys)
+
+
+@pytest.mark.parametrize(
+    "ipam",
+    [
+        # Only reported, as by host-local.
+        FAR,
+        {**FAR, "routes": [{**DEFAULT, "gw": "10.0.0.1"}, {"dst": "fd01::/64"}]},
+        # In reach: on the link whatever the subnet, in another set's subnet, by a route of its own.
+        {**FAR, "gateway": "169.254.1.1", "routes": [DEFAULT]},
+        {"subnet": "fd00::/64", "gateway": "fe80::1", "routes": [{"dst": "::/0"}]},
+        {"ranges": [[FAR], [{"subnet": "10.9.9.0/24"}]], "routes": [DEFAULT]},
+        {**FAR, "routes": [{"dst": "10.9.9.9/32", "gw": "0.0.0.0", "scope": 253}, DEFAULT]},
+        # Of two addresses of a family it is the first that routes lead through.
+        {"ranges": [[SUBNET], [{"subnet": "10.1.0.0/24", "gateway": "10.9.9.9"}]], "routes": [DEFAULT]},
+    ],
+)
+def test_a_gateway_outside_its_subnet_is_taken_where_it_works(ipam: dict[str, Any]) -> None:
+    assert config(ipam).pool.sets[0].ranges[0].gateway is not None
 
 
 def test_resolv_conf_is_read_as_host_local_reads_it(tmp_path: Path) -> None:
