@@ -26,6 +26,9 @@ ADDING: Final = "adding"
 ADDED: Final = "added"
 DELETING: Final = "deleting"
 
+# More than a record has with every guard and a dozen addresses.
+_PROBE_BYTES: Final = 8192
+
 
 class Key(NamedTuple):
     """Which attachment: GC of one (plugin, network) never touches another's."""
@@ -173,8 +176,14 @@ class AttachmentFiles:
         probe = os.path.join(self._records, f".probe-{os.getpid()}")
         try:
             _make_folder(self._records)
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            os.unlink(probe)
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                # A full disk still makes empty files.
+                _write_all(fd, bytes(_PROBE_BYTES))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+                os.unlink(probe)
         except OSError as e:
             raise _unwritable(self._records, e) from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -266,6 +267,16 @@ def test_an_unusable_rundir_is_an_error_that_names_it(tmp_path: Path) -> None:
         assert str(tmp_path / "file") in caught.value.msg
     with pytest.raises(CNIError, match="cannot be written"):
         attachments.ensure_writable()
+
+
+def test_a_full_disk_is_one_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(CNIError, match=r"cannot be written: No space left on device"):
+        AttachmentFiles(str(tmp_path)).ensure_writable()
+    assert files(tmp_path) == []
 
 
 def test_del_goes_on_without_records_where_rundir_is_unusable(

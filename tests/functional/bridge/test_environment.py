@@ -213,6 +213,19 @@ def test_records_that_cannot_be_written_stop_an_add_before_it_starts(node: Node,
     assert pod.link("eth0") is None
 
 
+@pytest.mark.parametrize("command", ["ADD", "STATUS"])
+def test_a_full_disk_is_told_before_anything_is_made(node: Node, pod: Sandbox, command: str) -> None:
+    script = (
+        'mkdir -p "$1"; mount -t tmpfs -o size=64k none "$1"; head -c 99999 /dev/zero > "$1/full" || true'
+    )
+    within = ("unshare", "--mount", *shell(script, str(node.rundir)))
+    network = Network(node, OURS)
+    error = node.cni(OURS, command, network.config, pod, within=within).error()
+    assert error["code"] == {"ADD": 5, "STATUS": 50}[command]
+    assert "No space left on device" in error["msg"]
+    assert list(node.links()) == ["lo"]
+
+
 def test_records_that_cannot_be_written_do_not_stop_a_delete(node: Node, pod: Sandbox) -> None:
     network = Network(node, OURS, macspoofchk=True)
     network.add(pod).ok()
