@@ -6,6 +6,7 @@ agent and a test see is the same.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ def ensure_room(ledger: Ledger, network: str, pool: Pool, gone: Gone, *, now: in
             continue
         _bury(ledger, network, gone, now=now)
         if _next(ledger, network, given, b"", now) is None:
-            raise _full(network, given)
+            raise _full(ledger, network, given)
 
 
 def _bury(ledger: Ledger, network: str, gone: Gone, *, now: int, spared: Key | None = None) -> bool:
@@ -268,7 +269,7 @@ def _addresses(ledger: Ledger, asked: Asked, lease: Lease | None) -> tuple[tuple
         ip = wish.ip if wish is not None else kept.get(index) or returning.get(index)
         ip = ip or _next(ledger, network, given, seed, asked.now)
         if ip is None:
-            raise _full(network, given)
+            raise _full(ledger, network, given)
         chosen.append(ip)
     mac = next((each.mac for each in old if each.ip in chosen and each.mac), "")
     return in_order(chosen), mac
@@ -362,6 +363,12 @@ def _described(lease: Lease) -> str:
     return f"{lease.key} in container {lease.holders[0].container_id}"
 
 
-def _full(network: str, given: RangeSet) -> CNIError:
+def _full(ledger: Ledger, network: str, given: RangeSet) -> CNIError:
     text = f"no IP addresses available in range set: {given.name}"
+    cooling = [ledger.cooldowns(network, part.first, part.last) for part in given.ranges]
+    untils = [until for _, until in cooling if until]
+    if untils:
+        first = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(untils)))
+        count = sum(number for number, _ in cooling)
+        text += f": {count} cool{'s' if count == 1 else ''} down, the first until {first}"
     return CNIError(TRY_AGAIN_LATER, f"network {network}: {text}")

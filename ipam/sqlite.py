@@ -131,9 +131,11 @@ class Sqlite:
         if not os.path.isdir(folder):
             raise self._unusable(NotADirectoryError(errno.ENOTDIR, "not a directory"))
         try:
+            space = os.statvfs(folder)
+            if space.f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, "read-only")
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, "not writable")
-            space = os.statvfs(folder)
         except OSError as e:
             raise self._unusable(e) from e
         if space.f_bavail * space.f_frsize < _SPARE_BYTES:
@@ -355,6 +357,12 @@ class SqliteLedger:
             # Runs are as long as they can be, so what follows one is free.
             at = _shifted(run[1], 1)
         return _decoded(at) if at <= _encoded(last) else None
+
+    def cooldowns(self, network: str, first: Address, last: Address) -> tuple[int, int]:
+        query = """SELECT count(*), min(until) FROM addresses
+            WHERE lease IS NULL AND network=? AND ip BETWEEN ? AND ?"""
+        count, until = self._run(query, (network, _encoded(first), _encoded(last))).fetchone()
+        return count, until or 0
 
     def expire(self, network: str, now: int, *, everything: bool) -> None:
         query = (

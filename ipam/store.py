@@ -51,6 +51,10 @@ class Ledger(Protocol):
         """The first address of the span that nobody has and that is not cooling down."""
         ...
 
+    def cooldowns(self, network: str, first: Address, last: Address) -> tuple[int, int]:
+        """How many addresses of the span are cooling down, and when the first is free again; 0 for none."""
+        ...
+
     def expire(self, network: str, now: int, *, everything: bool) -> None:
         """Make addresses whose cooldown is over free; a few of them, or all."""
         ...

@@ -220,6 +220,19 @@ def test_status_says_that_the_store_cannot_be_made(node: Node) -> None:
     assert (error["code"], error["msg"]) == (50, text)
 
 
+def test_status_says_that_the_file_system_is_read_only_before_there_is_a_database(node: Node) -> None:
+    node.statedir.mkdir()
+    read_only = mounted(f"--bind -o ro {node.statedir}", node.statedir)
+    network = Addresses(node)
+    for command, code in (("STATUS", 50), ("ADD", 5)):
+        error = network.call(command, "c1", within=read_only).error()
+        assert (error["code"], error["msg"]) == (
+            code,
+            f"{node.statedir}/leases.db: the file system is read-only: remount it, or set ipam.dataDir to a "
+            "folder that can be written",
+        )
+
+
 # -- trouble
 
 

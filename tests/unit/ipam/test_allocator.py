@@ -444,6 +444,24 @@ def test_a_freed_address_is_kept_from_others_while_it_cools_down(desk: Desk) -> 
     assert desk.add("vm6", "c6").lease.ips == (ip_address("10.0.0.5"),)
 
 
+def test_a_pool_that_is_full_of_cooldowns_says_how_long(desk: Desk) -> None:
+    for number in range(2, 7):
+        desk.add(
+            f"vm{number}", f"c{number}", release=POD, cooldown=60, given=a_pool("10.0.0.0/29", "fd00::/64")
+        )
+        desk.now += 1
+    for number in (4, 3):
+        desk.delete(f"c{number}")
+        desk.now += 1
+    text = "network net: no IP addresses available in range set: 10.0.0.1-10.0.0.7"
+    cooling = "2 cool down, the first until 1970-01-01T00:17:45Z"
+    error = desk.refusal("vm1", "c1")
+    assert (error.code, error.msg) == (11, f"{text}: {cooling}")
+    with pytest.raises(CNIError) as caught, desk.store.transaction() as ledger:
+        allocator.ensure_room(ledger, "net", a_pool(), lambda _: False, now=desk.now)
+    assert caught.value.msg == f"{text}: {cooling}"
+
+
 def test_the_vm_itself_has_its_address_and_mac_back_while_it_cools_down(desk: Desk) -> None:
     first = desk.add("vm1", "c1", "uid", release=POD, cooldown=60, mac="0a:63:00:00:00:77").lease
     desk.delete("c1")

@@ -206,6 +206,7 @@ def test_every_query_of_a_call_is_an_index_look_up(store: Sqlite) -> None:
         ledger.change(LEASE, LEASE._replace(holders=(), mac=""), until=0)
         ledger.change(LEASE._replace(holders=(), mac=""), None, until=50)
         ledger.cooling(KEY)
+        ledger.cooldowns("net", LEASE.ips[0], LEASE.ips[0])
         ledger.expire("net", 50, everything=False)
         connection.set_trace_callback(None)
         plans = {
