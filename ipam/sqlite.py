@@ -14,7 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -110,6 +110,31 @@ class Sqlite:
                 self.close()
                 raise _explained(self.name, e) from e
 
+    def read_only(self) -> bool:
+        try:
+            return bool(os.statvfs(_nearest(self._folder)).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False  # whatever it is, a transaction says so
+
+    @contextmanager
+    def reading(self) -> Generator[SqliteLedger]:
+        import sqlite3
+
+        if not self.read_only():
+            with self.transaction() as ledger:
+                yield ledger
+            return
+        try:
+            with closing(self._open_for_reading()) as connection:
+                yield SqliteLedger(connection)
+        except sqlite3.Error as e:
+            if self._log_size() and _primary_code(e) == sqlite3.SQLITE_CANTOPEN:
+                text = (
+                    "the file system is read-only, and without leases.db-shm so is leases.db-wal unreadable"
+                )
+                raise CNIError(IO_FAILURE, f"{self.name}: {text}: remount it") from e
+            raise _explained(self.name, e) from e
+
     def ready(self) -> None:
         try:
             if self.exists():
@@ -196,17 +221,37 @@ class Sqlite:
         self._connection, self._identity = connection, _identity(self.name)
         return connection
 
+    def _open_for_reading(self) -> sqlite3.Connection:
+        import sqlite3
+        from urllib.parse import quote
+
+        # SQLite wants to make leases.db-shm even for reading, unless told that nobody writes. With something
+        # in the log that would be wrong: the newest leases are there.
+        mode = "mode=ro" if self._log_size() else "mode=ro&immutable=1"
+        connection = sqlite3.connect(
+            f"file:{quote(self.name)}?{mode}", uri=True, timeout=_PATIENCE, isolation_level=None
+        )
+        try:
+            if _schema(connection, self.name) == 0:
+                # Left by a process that was killed making it.
+                connection.close()
+                connection = sqlite3.connect(":memory:", isolation_level=None)
+                migrate(connection)
+            connection.execute("BEGIN")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(f"{self.name}-wal").st_size
+        except OSError:
+            return 0
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # Whose file it is comes first: reading it changes nothing.
-        found = _number(connection, "PRAGMA user_version")
-        if found > SCHEMA:
-            text = f"{self.name}: written by a newer version (schema {found}, this one knows {SCHEMA})"
-            raise CNIError(TRY_AGAIN_LATER, f"{text}: use that version; nothing was changed")
-        empty = found == 0 and _number(connection, "SELECT count(*) FROM sqlite_master") == 0
-        if not empty and _number(connection, "PRAGMA application_id") != APPLICATION:
-            raise CNIError(
-                IO_FAILURE, f"{self.name}: not a database of leases: move it away or set ipam.dataDir"
-            )
+        found = _schema(connection, self.name)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
         if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
@@ -216,6 +261,18 @@ class Sqlite:
 
     def _unusable(self, e: OSError) -> CNIError:
         return CNIError(IO_FAILURE, f"{self.name}: {_reason(e.errno, e.strerror or str(e))}")
+
+
+def _schema(connection: sqlite3.Connection, name: str) -> int:
+    """The schema of a database of ours that we can read, 0 for one with nothing in it."""
+    found = _number(connection, "PRAGMA user_version")
+    if found > SCHEMA:
+        text = f"{name}: written by a newer version (schema {found}, this one knows {SCHEMA})"
+        raise CNIError(TRY_AGAIN_LATER, f"{text}: use that version; nothing was changed")
+    empty = found == 0 and _number(connection, "SELECT count(*) FROM sqlite_master") == 0
+    if not empty and _number(connection, "PRAGMA application_id") != APPLICATION:
+        raise CNIError(IO_FAILURE, f"{name}: not a database of leases: move it away or set ipam.dataDir")
+    return found
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -276,12 +333,16 @@ def _locked_out(path: str) -> CNIError:
     return CNIError(TRY_AGAIN_LATER, text)
 
 
+def _primary_code(e: sqlite3.Error) -> int:
+    # Extended codes have it in their low octet, a few errors of the module carry none: SQLITE_ERROR.
+    return getattr(e, "sqlite_errorcode", 1) & 0xFF
+
+
 def _explained(name: str, e: sqlite3.Error) -> CNIError:
     """What SQLite says, in the terms of whoever has to repair it."""
     import sqlite3
 
-    # The primary code; extended ones have it in their low octet, a few errors of the module carry none.
-    code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _primary_code(e)
     if code == sqlite3.SQLITE_FULL:
         return CNIError(IO_FAILURE, f"{name}: {_reason(errno.ENOSPC, '')}")
     if code == sqlite3.SQLITE_READONLY:

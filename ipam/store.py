@@ -85,6 +85,14 @@ class Store(Protocol):
         """All or nothing, and nobody else in between. Makes the store where it does not exist yet."""
         ...
 
+    def read_only(self) -> bool:
+        """Whether it is on a file system that is mounted read-only; `transaction` would not work then."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Ledger]:
+        """For looking only: like `transaction`, but where nothing can be written it works too."""
+        ...
+
     def ready(self) -> None:
         """Nothing, or a CNIError of code 50 that says why the store cannot be written."""
         ...

@@ -88,15 +88,16 @@ class StaticIP:
     def release(self, request: Request) -> None:
         """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD."""
         store = self._store(folder(request))
-        if store.exists():
-            with store.transaction() as ledger:
-                allocator.release(
-                    ledger,
-                    request.name,
-                    request.container_id,
-                    storable(request.ifname),
-                    now=int(time.time()),
-                )
+        if not store.exists() or (store.read_only() and self._held(request, store) is None):
+            return
+        with store.transaction() as ledger:
+            allocator.release(
+                ledger,
+                request.name,
+                request.container_id,
+                storable(request.ifname),
+                now=int(time.time()),
+            )
 
     def check(self, request: Request) -> None:
         """Code 100 unless this pod holds a lease, and with the addresses of prevResult."""
@@ -104,7 +105,7 @@ class StaticIP:
         result = previous(request)
         if result is None:
             raise InvalidConfig("prevResult: required by CHECK")
-        lease = self._held(request, config)
+        lease = self._held(request, self._store(config.folder))
         if lease is None or lease.key != _key(request, config):
             raise CNIError(
                 NOT_AS_ADDED, f"network {request.name}: no lease for container {request.container_id}"
@@ -140,11 +141,10 @@ class StaticIP:
     def _store(self, where: str) -> Store:
         return self._stores.setdefault(where, self._open_store(where))
 
-    def _held(self, request: Request, config: Config) -> Lease | None:
-        store = self._store(config.folder)
+    def _held(self, request: Request, store: Store) -> Lease | None:
         if not store.exists():
             return None
-        with store.transaction() as ledger:
+        with store.reading() as ledger:
             return ledger.held_by(request.name, request.container_id, storable(request.ifname))
 
 

@@ -255,6 +255,49 @@ def test_a_read_only_folder_is_named_with_the_remedy(node: Node) -> None:
     assert len(network.taken()) == 1
 
 
+@pytest.mark.parametrize("state", ["closed", "killed", "empty"])
+def test_delete_of_a_container_that_holds_nothing_needs_no_write(node: Node, state: str) -> None:
+    network = Addresses(node)
+    network.add("c1")
+    log = node.statedir / "leases.db-wal"
+    assert log.stat().st_size  # the lease is nowhere else yet
+    if state == "closed":
+        network.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        for path in (log, node.statedir / "leases.db-shm"):
+            path.unlink(missing_ok=True)
+    elif state == "empty":
+        for path in node.statedir.iterdir():
+            path.unlink()
+        (node.statedir / "leases.db").touch()
+    read_only = mounted(f"--bind -o ro {node.statedir}", node.statedir)
+    assert network.call("DEL", "stranger", within=read_only).ok() is None
+    done = network.call("DEL", "c1", within=read_only)
+    if state == "empty":
+        assert done.ok() is None
+    else:
+        assert done.error()["code"] == 5
+        assert done.error()["msg"].startswith(f"{node.statedir}/leases.db: the file system is read-only")
+        assert len(network.taken()) == 1
+
+
+def test_a_log_that_cannot_be_read_on_a_read_only_disk_is_explained(node: Node) -> None:
+    network = Addresses(node)
+    network.add("c1")
+    (node.statedir / "leases.db-shm").unlink()
+    read_only = mounted(f"--bind -o ro {node.statedir}", node.statedir)
+    error = network.call("DEL", "stranger", within=read_only).error()
+    text = "the file system is read-only, and without leases.db-shm so is leases.db-wal unreadable"
+    assert (error["code"], error["msg"]) == (5, f"{node.statedir}/leases.db: {text}: remount it")
+
+
+def test_check_works_on_a_read_only_disk(node: Node) -> None:
+    network = Addresses(node)
+    config = {"prevResult": network.call("ADD", "c1").ok()}
+    read_only = mounted(f"--bind -o ro {node.statedir}", node.statedir)
+    assert network.call("CHECK", "c1", config=config, within=read_only).ok() is None
+    assert network.call("CHECK", "c2", config=config, within=read_only).error()["code"] == 100
+
+
 def test_a_full_disk_is_named_and_loses_nothing(node: Node) -> None:
     node.statedir.mkdir()
     network = Addresses(node)
