@@ -23,6 +23,8 @@ from cnvnet.kernel.nft_elements import additions, answers, deletion, describe, q
 # As many as there will ever be; each costs a look-up of microseconds where nothing is loaded.
 _NEXT_VERSIONS: Final = 10
 _COMMENT: Final = 0
+# What a chain's block says beside its rules.
+_NO_RULES: Final = ("type", "policy", "comment", "#")
 
 
 class Chain(NamedTuple):
@@ -50,10 +52,10 @@ class NftError(OSError):
 class Nft(Protocol):
     """nftables of one namespace. Adding an element twice and deleting one that is not there are both fine.
 
-    `ensure` loads a table's constant part unless `version`, its first base chain, is loaded or a newer one
-    is. `change` is one transaction: first the deletions, then the additions. `missing` and `chain` are what
-    CHECK asks, `rules` what cleaning up after other programs needs, all without listing. `run` takes any nft
-    script. All raise NftError.
+    `ensure` loads a table's constant part unless it is `intact` or there is a newer `version`, which is its
+    first base chain. `change` is one transaction: first the deletions, then the additions. `missing` and
+    `chain` are what CHECK asks, `rules` what cleaning up after other programs needs, all without listing.
+    `run` takes any nft script. All raise NftError.
     """
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None: ...
@@ -89,9 +91,7 @@ class Nftables:
         self._netns = netns
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None:
-        chain = self.chain(family, table, version)
-        # A chain without rules was flushed by hand: what it should do is not being done.
-        if chain is not None and chain.use > 0:
+        if intact(self, family, table, version, text):
             return
         created = self._create_table(family, table)
         present = self._chains(family, table)
@@ -181,14 +181,50 @@ class Nftables:
         raise explained(error, subjects[index] if index >= 0 else "transaction")
 
 
-def loaded(nft: Nft, family: str, table: str, version: str) -> bool:
-    """Whether a table does its work, in this version or one of the next; elements alone do not.
-
-    A chain without rules was flushed by hand; `nft flush table` leaves the elements where they are.
-    """
+def loaded(nft: Nft, family: str, table: str, version: str, text: str) -> bool:
+    """Whether a table does its work, in this version or one of the next; elements alone do not."""
+    if intact(nft, family, table, version, text):
+        return True
     base, _, number = version.rpartition("_v")
-    names = (f"{base}_v{n}" for n in range(int(number), int(number) + _NEXT_VERSIONS))
+    names = (f"{base}_v{int(number) + n}" for n in range(1, _NEXT_VERSIONS))
     return any(found.use > 0 for name in names if (found := nft.chain(family, table, name)))
+
+
+def intact(nft: Nft, family: str, table: str, version: str, text: str) -> bool:
+    """Whether all chains of this version's text are there with their rules and the jumps to them.
+
+    A chain without rules was flushed by hand; `nft flush table` leaves the elements where they are. Ten
+    microseconds a chain.
+    """
+    wanted = uses(text)
+    # The base chain first: mostly it is the only one asked for where nothing is loaded.
+    return all(
+        (found := nft.chain(family, table, name)) is not None and found.use >= wanted.get(name, 1)
+        for name in dict.fromkeys((version, *wanted))
+    )
+
+
+def uses(text: str) -> dict[str, int]:
+    """The chains of a table's text and the `use` that the kernel counts for each, when all is there."""
+    found: dict[str, int] = {}
+    inside = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"]:
+            inside = words[1]
+            found.setdefault(inside, 0)
+        elif words == ["}"]:
+            inside = ""
+        elif inside and words and not words[0].startswith(_NO_RULES):
+            found[inside] += 1
+        for target in targets(words):
+            found[target] = found.get(target, 0) + 1
+    return found
+
+
+def targets(words: Sequence[str]) -> list[str]:
+    """The chains that a rule's words jump or go to, through a verdict map as well."""
+    return [words[at].rstrip(",;") for at in range(1, len(words)) if words[at - 1] in ("jump", "goto")]
 
 
 def render(*, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> str:

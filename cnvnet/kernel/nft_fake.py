@@ -16,9 +16,11 @@ from cnvnet.kernel.nft import (
     NftError,
     Rule,
     explained,
+    intact,
     is_newer,
     render,
     render_load,
+    targets,
 )
 from cnvnet.kernel.nft_elements import encode
 
@@ -39,10 +41,11 @@ class FakeNft:
     def __init__(self) -> None:
         self.tables: dict[tuple[str, str], FakeTable] = {}
         self._handle = 0
+        # By a rule's handle: a verdict map leads to several chains.
+        self._targets: dict[int, list[str]] = {}
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None:
-        chain = self.chain(family, table, version)
-        if chain is not None and chain.use > 0:
+        if intact(self, family, table, version, text):
             return
         present = list(self.tables.get((family, table), FakeTable()).chains)
         if not any(is_newer(name, version) for name in present):
@@ -68,7 +71,8 @@ class FakeNft:
         found = self.tables.get((family, table), FakeTable())
         if name not in found.chains:
             return None
-        jumps = [rule for rules in found.chains.values() for rule in rules if rule.target == name]
+        there = {rule.handle for rules in found.chains.values() for rule in rules}
+        jumps = [to for handle in there for to in self._targets.get(handle, ()) if to == name]
         entries = [e for of in found.sets.values() for e in of.values() if e.data.endswith(f" {name}")]
         return Chain(name, len(found.chains[name]) + len(jumps) + len(entries))
 
@@ -178,7 +182,11 @@ class FakeNft:
     def _rule(self, text: str) -> Rule:
         self._handle += 1
         words = shlex.split(text)
-        return Rule(self._handle, _after(words, "comment"), _after(words, "jump") or _after(words, "goto"))
+        found = targets(words)
+        self._targets[self._handle] = found
+        return Rule(
+            self._handle, _after(words, "comment"), found[0] if found and "vmap" not in words else ""
+        )
 
 
 def _elements_of(where: tuple[str, str], name: str, inside: Sequence[str]) -> Iterator[Element]:

@@ -116,6 +116,9 @@ def check_guards(nft: Nft, config: Config, ends: Ends, result: Result) -> None:
     elements = guards.elements(ends.port.name, ends.container.mac, container_addresses(result), wanted)
     if elements and not guards.loaded(nft):
         raise wrong(f"{names}: table {guards.FAMILY} {guards.TABLE} does not guard {ends.port.name}")
+    if wanted.macspoofchk and ends.bridge.bridge is not None and ends.bridge.bridge.linklocal_learning:
+        remedy = f"ip link set {ends.bridge.name} type bridge no_linklocal_learn 1"
+        raise wrong(f"macspoofchk: {ends.bridge.name} learns MACs from link-local frames ({remedy})")
     missing = nft.missing(elements)
     if missing:
         lost = " . ".join(missing[0].key)

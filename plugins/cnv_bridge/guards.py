@@ -209,8 +209,8 @@ def ensure(nft: Nft) -> None:
 
 
 def loaded(nft: Nft) -> bool:
-    """Whether the table does its work, which elements alone do not."""
-    return kernel_nft.loaded(nft, FAMILY, TABLE, VERSION)
+    """Whether the whole table is there, which elements alone do not tell; 0.2 ms."""
+    return kernel_nft.loaded(nft, FAMILY, TABLE, VERSION, TEXT)
 
 
 def elements(

@@ -138,7 +138,7 @@ def element(address: Interface) -> Element:
 
 def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
     """The elements of those addresses that are not masqueraded as they should be; for CHECK."""
-    works = loaded(nft, FAMILY, TABLE, VERSION)
+    works = loaded(nft, FAMILY, TABLE, VERSION, TEXT)
     return [
         element(address)
         for address in addresses

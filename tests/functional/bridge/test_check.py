@@ -88,6 +88,19 @@ DAMAGES = {
     "interface-down": Damage(_in_pod("link", "set", "eth0", "down"), "eth0"),
     "no-guard": Damage(_on_node("nft", "flush", "ruleset"), "macspoofchk", False),
 }
+# What only ours has.
+DAMAGES_OF_OURS = {
+    "empty-chain": Damage(
+        _on_node("nft", "flush", "chain", "bridge", "cnv_bridge", "rarp_source"), "cnv_bridge"
+    ),
+    "no-local-guard": Damage(
+        _on_node("nft", "delete", "chain", "bridge", "cnv_bridge", "guard_local"), "cnv_bridge"
+    ),
+    "learning-bridge": Damage(
+        _on_node("ip", "link", "set", "bridge0", "type", "bridge", "no_linklocal_learn", "0"),
+        "no_linklocal_learn",
+    ),
+}
 
 
 def damaged(node: Node, pod: Sandbox, program: str, damage: Damage) -> tuple[Network, dict[str, Any]]:
@@ -111,6 +124,17 @@ def test_ours_finds_the_damage_and_names_it(node: Node, pod: Sandbox, name: str)
     network, result = damaged(node, pod, OURS, damage)
     error = network.check(pod, result).error()
     assert damage.said in error["msg"] + error.get("details", "")
+
+
+@pytest.mark.parametrize("name", DAMAGES_OF_OURS)
+def test_damage_to_the_guards_is_found_and_repaired_by_the_next_add(
+    node: Node, pod: Sandbox, name: str
+) -> None:
+    damage = DAMAGES_OF_OURS[name]
+    network, result = damaged(node, pod, OURS, damage)
+    assert damage.said in network.check(pod, result).error()["msg"]
+    network.add(node.pod(), container_id="another").ok()
+    network.check(pod, result).ok()
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -174,22 +174,28 @@ def test_an_older_program_leaves_a_newer_table_and_uses_its_sets(nft: Nft) -> No
     load(nft, NEWER, "guard_v2")
     load(nft)
     assert chains(nft, "guard_v1", "guard_v2") == ["guard_v2"]
-    assert loaded(nft, "bridge", "t", "guard_v1")
+    assert loaded(nft, "bridge", "t", "guard_v1", TEXT)
     nft.change(add=[mac("veth1")])
     assert nft.missing([mac("veth1")]) == []
 
 
 @pytest.mark.parametrize(
     "command",
-    ["flush ruleset", "flush table bridge t", "flush chain bridge t guard_v1", "delete table bridge t"],
+    [
+        "flush ruleset",
+        "flush table bridge t",
+        "flush chain bridge t guard_v1",
+        "flush chain bridge t more",
+        "delete table bridge t",
+    ],
 )
 def test_what_was_flushed_is_noticed_and_loaded_again(nft: Nft, command: str) -> None:
     load(nft)
     nft.change(add=[mac("veth1")])
     nft.run(command)
-    assert not loaded(nft, "bridge", "t", "guard_v1")
+    assert not loaded(nft, "bridge", "t", "guard_v1", TEXT)
     load(nft)
-    assert loaded(nft, "bridge", "t", "guard_v1")
+    assert loaded(nft, "bridge", "t", "guard_v1", TEXT)
     found = nft.chain("bridge", "t", "guard_v1")
     assert found is not None
     assert found.use == 3

@@ -68,6 +68,17 @@ def test_the_table_is_loaded_only_while_it_has_its_rules() -> None:
     assert not guards.loaded(nft)
     guards.ensure(nft)
     assert guards.loaded(nft)
+    full = (
+        nft.elements(),
+        {name: len(rules) for name, rules in nft.tables["bridge", "cnv_bridge"].chains.items()},
+    )
+    for name in full[1]:
+        nft.run(f"flush chain bridge cnv_bridge {name}")
+        assert not guards.loaded(nft)
+        guards.ensure(nft)
+        assert guards.loaded(nft)
+    chains = nft.tables["bridge", "cnv_bridge"].chains
+    assert (nft.elements(), {name: len(rules) for name, rules in chains.items()}) == full
     nft.run("flush table bridge cnv_bridge")
     assert not guards.loaded(nft)
     guards.ensure(nft)
