@@ -21,7 +21,7 @@ from cnvnet.cni.result import DNS, Route
 from cnvnet.cni.result import parse as parse_result
 from cnvnet.cni.version import WITHOUT_INTERFACES
 from cnvnet.ipam.allocator import Policy, Wish
-from cnvnet.ipam.lease import POLICIES, VM_DELETED
+from cnvnet.ipam.lease import POD, POLICIES, VM_DELETED
 from cnvnet.ipam.pool import Pool
 from cnvnet.ipam.static_ip.ranges import ensure_gateways_lead, parse_pool
 from cnvnet.vm import identity
@@ -39,7 +39,10 @@ _LONGEST_COOLDOWN: Final = 366 * 86400
 
 
 class Config(NamedTuple):
-    """What the configuration and the runtime ask for. `vm` None is a container that is no VM."""
+    """What the configuration and the runtime ask for. `vm` None is a container that is no VM.
+
+    `remark` is what an ADD is to say about it, "" for nothing.
+    """
 
     pool: Pool
     routes: tuple[Route, ...]
@@ -50,6 +53,7 @@ class Config(NamedTuple):
     wishes: tuple[Wish, ...]
     mac: str
     mac_where: str
+    remark: str
 
     @classmethod
     def parse(cls, request: Request) -> Config:
@@ -75,6 +79,7 @@ class Config(NamedTuple):
             wishes=tuple(_wishes(fields, args)),
             mac=mac,
             mac_where=mac_where,
+            remark=_remark(ipam, args),
         )
 
 
@@ -217,6 +222,16 @@ def _ensure_store(ipam: Fields, *, in_kubernetes: bool) -> None:
             "give one address twice: give each node ranges of its own and say so by "
             f"{ipam.path('nodeLocal')}: true"
         )
+
+
+def _remark(ipam: Fields, args: Mapping[str, str]) -> str:
+    # For whoever wrote a policy down: the default is not worth a line at every ADD.
+    release = ipam.text("release")
+    if release in ("", POD) or not identity.in_kubernetes(args):
+        return ""
+    pod = args.get("K8S_POD_NAME") or "the pod"
+    known = f"{pod} is not known to be a virtual machine, its address lasts as long as the container"
+    return f"{ipam.path('release')}: {release} has no effect in Kubernetes: {known}"
 
 
 def _folder(ipam: Fields, env: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Final, NamedTuple
 
+from cnvnet import diagnostics
 from cnvnet.cni.conventions import valid_attachments
 from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
 from cnvnet.cni.fields import Address, InterfaceAddress
@@ -71,6 +72,8 @@ class StaticIP:
             # Inside, so that a result that cannot be given leaves nothing.
             result = _result(granted.lease, config)
         holder = granted.lease.holder(request.container_id, storable(request.ifname))
+        if config.remark:
+            diagnostics.say(config.remark)
         role = holder.role if holder is not None else asked.holder.role
         return Assignment(result, granted.lease.mac, role, granted, config.folder)
 

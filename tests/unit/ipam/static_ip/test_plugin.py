@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cnvnet.cni import skel
 from cnvnet.cni.request import Request, parse
+from cnvnet.diagnostics import collected
 from cnvnet.ipam.sqlite import Sqlite
 from cnvnet.ipam.static_ip import load
 from cnvnet.ipam.static_ip.plugin import StaticIP
@@ -72,6 +73,25 @@ def test_the_role_tells_a_target_from_the_rest(plugin: StaticIP, tmp_path: Path)
     plugin.release(request(tmp_path))
     # A retry after the migration has ended is about an active pod.
     assert plugin.assign(request(tmp_path, "c2", "VM_NAME=vm1;VM_ROLE=target")).role == "active"
+
+
+@pytest.mark.parametrize(
+    ("release", "said"), [("vm-deleted", True), ("never", True), ("pod", False), (None, False)]
+)
+def test_in_kubernetes_an_add_says_that_a_release_policy_for_vms_has_no_effect(
+    plugin: StaticIP, tmp_path: Path, release: str | None, said: bool
+) -> None:
+    ipam = {"subnet": "10.1.0.0/24", "nodeLocal": True, "release": release}
+    pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=virt-launcher-vm1"
+    with collected() as lines:
+        plugin.assign(request(tmp_path, "c1", pod, ipam=ipam))
+        plugin.status(request(tmp_path, "c1", pod, ipam=ipam))
+        plugin.assign(request(tmp_path, "c2", ipam=ipam))
+    text = (
+        f"ipam.release: {release} has no effect in Kubernetes: virt-launcher-vm1 is not known to be a "
+        "virtual machine, its address lasts as long as the container"
+    )
+    assert lines == ([text] if said else [])
 
 
 def test_an_assignment_can_be_undone(plugin: StaticIP, tmp_path: Path) -> None:
