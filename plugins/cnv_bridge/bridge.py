@@ -44,13 +44,14 @@ def ensure_gateway(
 def report_mtu(config: Config, before: Link, after: Link) -> None:
     """Says where the port's MTU does not fit the bridge's; the reference keeps silent, and works as we do.
 
-    A bridge whose MTU nobody has set takes the smallest of its ports.
+    A bridge whose MTU nobody has set takes the smallest of its ports, which nobody needs to be told who has
+    asked for that MTU.
     """
     if config.mtu > after.mtu:
         say(f"mtu {config.mtu}: bridge {after.name} keeps {after.mtu}, larger frames reach its ports only")
-    if after.mtu < before.mtu:
-        remedy = f"ip link set {after.name} mtu {before.mtu}"
-        say(f"mtu {config.mtu}: bridge {after.name} has come down from {before.mtu} ({remedy})")
+    if after.mtu < before.mtu and config.mtu != after.mtu:
+        remedy = f'"mtu": {before.mtu}, or ip link set {after.name} mtu {before.mtu}'
+        say(f"bridge {after.name} has come down from mtu {before.mtu} to {after.mtu} ({remedy})")
 
 
 def apply_settings(stack: Stack, settings: Iterable[plan.Setting]) -> None:
@@ -69,6 +70,8 @@ def _make_or_adjust(host: Stack, config: Config) -> Link:
         try:
             (bridge,) = host.apply(*plan.plan_bridge(config, None, plan.local_mac(os.urandom(6))))
         except KernelError as e:
+            if e.errno == errno.EOPNOTSUPP and config.filters_vlans:
+                raise plan.no_vlan_filtering(config) from e
             # Other programs make bridges too and do not know our lock.
             bridge = host.link(config.bridge) if e.errno == errno.EEXIST else None
             if bridge is None:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from cnvnet.cni.args import parse_args
 from cnvnet.cni.conventions import requested_mac
-from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.errors import INVALID_ENVIRONMENT, CNIError, InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS
@@ -24,6 +24,8 @@ _ARGS: Final = frozenset({"MAC"})
 _STATIC_IP_ARGS: Final = frozenset({"IP", "VM_NAMESPACE", "VM_NAME", "VM_UID", "VM_INTERFACE", "VM_ROLE"})
 # IFNAMSIZ in linux/if.h, with the terminating zero.
 _NAME_BYTES: Final = 16
+# What the folders of sysctls are called that are for all interfaces and for new ones.
+_NO_NAMES: Final = ("all", "default")
 # ETH_MIN_MTU and ETH_MAX_MTU in linux/if_ether.h, which bridges and veths go by.
 _MTU: Final = (68, 65535)
 
@@ -154,6 +156,14 @@ def _refuse_contradictions(config: Config) -> None:
         )
 
 
+def ensure_usable_ifname(ifname: str) -> None:
+    """Code 4 for what the kernel takes for a template, or sysctls for something else than an interface."""
+    if "%" in ifname:
+        raise CNIError(INVALID_ENVIRONMENT, f'CNI_IFNAME: "{ifname}" has a %, which makes a template of it')
+    if ifname in _NO_NAMES:
+        raise CNIError(INVALID_ENVIRONMENT, f'CNI_IFNAME: "{ifname}" cannot be the name of an interface')
+
+
 def _bridge(fields: Fields) -> str:
     name = fields.text("bridge", DEFAULT_BRIDGE)
     where = fields.path("bridge")
@@ -162,7 +172,7 @@ def _bridge(fields: Fields) -> str:
         raise InvalidConfig(f"{where}: an empty name")
     if len(name.encode(errors="surrogatepass")) >= _NAME_BYTES:
         raise InvalidConfig(f'{where}: "{name[:40]}" is longer than 15 characters')
-    if name in (".", "..", "all", "default"):
+    if name in (".", "..", *_NO_NAMES):
         raise InvalidConfig(f'{where}: "{name}" cannot be the name of an interface')
     if not name.isprintable() or any(character in "/:%" or character.isspace() for character in name):
         raise InvalidConfig(f'{where}: "{name}" has a character no name of an interface can have')

@@ -68,7 +68,7 @@ def plan_bridge(config: Config, bridge: Link | None, mac: str) -> tuple[Operatio
     if bridge.kind != "bridge":
         raise InvalidConfig(f'failed to create bridge "{name}": "{name}" already exists but is not a bridge')
     if (config.vlan or config.trunk) and not (bridge.bridge and bridge.bridge.vlan_filtering):
-        asked = f"vlan {config.vlan}" if config.vlan else f"vlanTrunk {_text(config.trunk or ())}"
+        asked = _asked_vlans(config)
         remedy = f"ip link set {name} type bridge vlan_filtering 1"
         raise InvalidConfig(f"{asked}: bridge {name} does not filter VLANs ({remedy})")
     promisc = config.promisc_mode and not bridge.promisc
@@ -230,6 +230,16 @@ def not_a_vlan_link(name: str) -> InvalidConfig:
     return InvalidConfig(
         f'failed to create vlan interface: "{name}" already exists but is not a veth of this host'
     )
+
+
+def no_vlan_filtering(config: Config) -> InvalidConfig:
+    """For a kernel that cannot make the bridge."""
+    need = "the kernel's bridges do not filter VLANs (it needs CONFIG_BRIDGE_VLAN_FILTERING)"
+    return InvalidConfig(f"{_asked_vlans(config)}: {need}")
+
+
+def _asked_vlans(config: Config) -> str:
+    return f"vlan {config.vlan}" if config.vlan else f"vlanTrunk {_text(config.trunk or ())}".rstrip()
 
 
 def _already(config: Config, name: str, address: InterfaceAddress) -> str:

@@ -27,7 +27,7 @@ from cnvnet.diagnostics import say
 from cnvnet.kernel.stack import LinuxKernel
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
-from cnvnet.plugins.cnv_bridge.config import Config, Remnants
+from cnvnet.plugins.cnv_bridge.config import Config, Remnants, ensure_usable_ifname
 from cnvnet.plugins.cnv_bridge.leftovers import Tools
 from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
 
@@ -48,6 +48,7 @@ class CnvBridge:
 
     def add(self, request: Request) -> Result:
         config = Config.parse(request)
+        ensure_usable_ifname(request.ifname)
         ensure_renderable(request.cni_version, has_ips=bool(config.ipam_type))
         key = self._key(request)
         with self._attachments.locked(key) as slot, ExitStack() as opened:

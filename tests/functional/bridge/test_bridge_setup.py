@@ -47,6 +47,20 @@ def test_a_bridge_that_was_there_is_used_as_it_is(
     assert before["ifindex"] == after["ifindex"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("vlan", 33), ("vlanTrunk", [{"id": 33}]), ("vlanTrunk", [])], ids=repr
+)
+def test_a_kernel_whose_bridges_do_not_filter_vlans_is_named(
+    node: Node, pod: Sandbox, key: str, value: object
+) -> None:
+    outcome = Network(node, OURS, **{key: value}).add(pod)
+    if outcome.code == 0:
+        pytest.skip("this kernel's do")
+    error = outcome.error()
+    assert (error["code"], "CONFIG_BRIDGE_VLAN_FILTERING" in error["msg"]) == (7, True)
+    assert error["msg"].startswith(key)
+
+
 @each_version
 def test_promisc_mode_makes_the_bridge_promiscuous(
     node: Node, pod: Sandbox, program: str, version: str

@@ -81,6 +81,18 @@ def test_a_malformed_interface_name(node: Node, program: str, ifname: str, expec
     assert refused(call(node, program, CNI_IFNAME=ifname)) == expected
 
 
+@pytest.mark.parametrize("ifname", ["all", "default", "eth%d"])
+def test_interface_names_that_mean_something_else_are_refused(
+    node: Node, pod: Sandbox, program: str, ifname: str
+) -> None:
+    network = Network(node, program)
+    error = network.add(pod, ifname=ifname).error()
+    if program == OURS:
+        assert (error["code"], ifname in error["msg"], "CNI_IFNAME" in error["msg"]) == (4, True, True)
+        assert list(node.links()) == ["lo"]
+    assert pod.link(ifname) is None
+
+
 @pytest.mark.parametrize("ifname", ["a", "a" * 15, "eth0.100", "-", "ä", "all-1"], ids=repr)
 def test_interface_names_that_are_fine(node: Node, pod: Sandbox, program: str, ifname: str) -> None:
     network = Network(node, program)

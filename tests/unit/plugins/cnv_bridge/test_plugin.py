@@ -129,10 +129,29 @@ class TestAdd:
     ) -> None:
         world.add()
         assert capsys.readouterr().err == ""
+        world.host.add_bridge("br1", mac="", mtu=9000, vlan_filtering=False)
         world.kernel.add_namespace("/run/netns/other")
-        world.add(container_id="cid-2", netns="/run/netns/other", config={"mtu": 1300})
-        remedy = "ip link set br0 mtu 1500"
-        assert f"mtu 1300: bridge br0 has come down from 1500 ({remedy})" in capsys.readouterr().err
+        world.add(container_id="cid-2", netns="/run/netns/other", config={"bridge": "br1"})
+        remedy = '"mtu": 9000, or ip link set br1 mtu 9000'
+        assert f"bridge br1 has come down from mtu 9000 to 1500 ({remedy})" in capsys.readouterr().err
+
+    def test_a_bridge_that_comes_down_to_the_mtu_asked_for_is_no_news(
+        self, world: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        world.host.add_bridge("br0", mac="", mtu=1500, vlan_filtering=False)
+        world.add(config={"mtu": 1400})
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("ifname", ["all", "default", "eth%d", "%"])
+    def test_a_name_no_interface_can_have_is_refused_before_anything_is_done(
+        self, world: World, ifname: str
+    ) -> None:
+        with pytest.raises(CNIError, match=f'^CNI_IFNAME: "{ifname}"') as caught:
+            world.add(ifname=ifname)
+        assert caught.value.code == 4
+        assert world.kernel.steps == 0
+        assert not world.rundir.exists()
+        world.delete(ifname=ifname)
 
     def test_with_the_containers_end_left_down_nobody_waits(self, world: World) -> None:
         world.add(config={"disableContainerInterface": True})
@@ -616,8 +635,11 @@ class TestStatus:
         assert caught.value.code == 50
 
 
-def test_the_kernel_without_vlans_says_so_and_nothing_stays(tmp_path: Path) -> None:
-    world = World(tmp_path, FakeKernel(vlans=False), **FULL)
-    with pytest.raises((CNIError, OSError)):
+@pytest.mark.parametrize("asked", ["vlan 100", "vlanTrunk", "vlanTrunk 7"])
+def test_the_kernel_without_vlans_says_so_and_nothing_stays(tmp_path: Path, asked: str) -> None:
+    empty: dict[str, int] = {}
+    keys = {"vlan 100": FULL, "vlanTrunk": {"vlanTrunk": [empty]}, "vlanTrunk 7": {"vlanTrunk": [{"id": 7}]}}
+    world = World(tmp_path, FakeKernel(vlans=False), **keys[asked])
+    with pytest.raises(InvalidConfig, match=f"^{asked}: .*CONFIG_BRIDGE_VLAN_FILTERING"):
         world.add()
     world.assert_nothing_of_an_attachment()
