@@ -121,9 +121,11 @@ class Masquerade:
             try:
                 record = slot.read()
             except UnreadableRecord as e:
-                # It stays where it is; the links tell whose they are.
+                # The links tell whose they are. What a newer program wrote stays where it is.
                 say(e.msg)
                 self._remove(key, None, path)
+                if not e.newer:
+                    slot.remove()
                 return
             if record is not None:
                 self._mark(slot, record)

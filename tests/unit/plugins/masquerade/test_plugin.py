@@ -184,6 +184,16 @@ def test_with_a_record_nobody_can_read_the_links_tell_whose_they_are(tmp_path: P
     assert path.read_text() == '{"v": 99}'
 
 
+def test_a_damaged_record_goes_with_its_attachment(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add()
+    (path,) = (world.rundir / "attachments").iterdir()
+    path.write_text("{")
+    world.delete()
+    assert world.links == ["lo", "eth0"]
+    world.add()
+
+
 def test_a_del_without_a_namespace_finds_it_by_the_record(tmp_path: Path) -> None:
     world = World(tmp_path)
     before = world.snapshot()
