@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
+from cnvnet import sandbox, teardown
 from cnvnet.attachments import (
     ADDED,
-    DELETING,
     AttachmentFiles,
     Key,
     Record,
@@ -18,9 +19,8 @@ from cnvnet.attachments import (
     boot_id,
     rundir,
 )
-from cnvnet.attempts import Attempts
 from cnvnet.cni.conventions import valid_attachments
-from cnvnet.cni.errors import INVALID_NETNS, NOT_AVAILABLE, CNIError
+from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
@@ -58,20 +58,7 @@ class CnvBridge:
             return Addition(request, config, self._tools, manager).run(key, slot, sides)
 
     def delete(self, request: Request) -> None:
-        with self._attachments.locked(self._key(request), optional=True) as slot:
-            try:
-                record = slot.read()
-            except UnreadableRecord as e:
-                # The attachment can be found without it. What a newer program wrote stays where it is.
-                say(e.msg)
-                self._remove(request, None)
-                if not e.newer:
-                    slot.remove()
-                return
-            if record is not None:
-                self._mark(slot, record)
-            self._remove(request, record)
-            slot.remove()
+        teardown.delete(self._attachments, self._key(request), partial(self._remove, request))
 
     def check(self, request: Request) -> None:
         from cnvnet.plugins.cnv_bridge import check
@@ -99,10 +86,13 @@ class CnvBridge:
         valid = valid_attachments(request.fields)
         if valid is None:
             return
-        tries = Attempts()
-        for key in list(self._attachments.of_network(self.name, request.name)):
-            if (key.container_id, key.ifname) not in valid:
-                tries.attempt(f"{key.ifname} of {key.container_id}", self.delete, _request_of(key, request))
+        tries = teardown.collect(
+            self._attachments,
+            self.name,
+            request.name,
+            valid,
+            lambda key: self.delete(_request_of(key, request)),
+        )
         remnants = Remnants.parse(request)
         if remnants.ip_masq:
             tries.attempt("masquerade", self._gc_masquerade, request, valid)
@@ -133,11 +123,7 @@ class CnvBridge:
         return Key(self.name, request.name, request.container_id, request.ifname)
 
     def _sides(self, opened: ExitStack, path: str) -> Sides:
-        try:
-            netns = opened.enter_context(self._kernel.netns(path))
-        except OSError as e:
-            problem = "no such file or directory" if isinstance(e, FileNotFoundError) else str(e)
-            raise CNIError(INVALID_NETNS, f'failed to open netns "{path}": {problem}') from e
+        netns = opened.enter_context(sandbox.opened(self._kernel, path))
         host = opened.enter_context(self._kernel.stack())
         return Sides(host, opened.enter_context(self._kernel.stack(netns)), netns)
 
@@ -156,12 +142,6 @@ class CnvBridge:
         errors = Removal(request, self._key(request), record, self._tools, self._choose_ipam).run()
         if errors:
             raise errors[0]
-
-    def _mark(self, slot: Slot, record: Record) -> None:
-        try:
-            slot.write(record._replace(state=DELETING))
-        except CNIError as e:
-            say(e.msg)  # a full disk must not keep an attachment from being deleted
 
 
 def load(env: Mapping[str, str]) -> CnvBridge:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+from cnvnet import sandbox, teardown
 from cnvnet.attachments import (
     ADDED,
-    DELETING,
     AttachmentFiles,
     Attachments,
     Key,
     Record,
     Slot,
-    UnreadableRecord,
     boot_id,
     rundir,
 )
-from cnvnet.attempts import Attempts
 from cnvnet.cni.conventions import valid_attachments
-from cnvnet.cni.errors import INVALID_NETNS, NOT_AVAILABLE, CNIError, InvalidConfig
+from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
@@ -73,10 +71,9 @@ class Masquerade:
         valid = valid_attachments(request.fields)
         if valid is None:
             return
-        tries = Attempts()
-        for key in list(self._attachments.of_network(self.name, request.name)):
-            if (key.container_id, key.ifname) not in valid:
-                tries.attempt(f"{key.ifname} of {key.container_id}", self._delete, key, "")
+        tries = teardown.collect(
+            self._attachments, self.name, request.name, valid, lambda key: self._delete(key, "")
+        )
         if tries.errors:
             raise tries.errors[0]
 
@@ -97,11 +94,7 @@ class Masquerade:
         return Key(self.name, request.name, request.container_id, request.ifname)
 
     def _pod(self, opened: ExitStack, path: str) -> Pod:
-        try:
-            netns = opened.enter_context(self._kernel.netns(path))
-        except OSError as e:
-            problem = "no such file or directory" if isinstance(e, FileNotFoundError) else str(e)
-            raise CNIError(INVALID_NETNS, f'failed to open netns "{path}": {problem}') from e
+        netns = opened.enter_context(sandbox.opened(self._kernel, path))
         return Pod(self._kernel, netns, opened.enter_context(self._kernel.stack(netns)))
 
     def _repair(self, key: Key, slot: Slot, pod: Pod) -> None:
@@ -117,20 +110,7 @@ class Masquerade:
         slot.remove()
 
     def _delete(self, key: Key, path: str) -> None:
-        with self._attachments.locked(key, optional=True) as slot:
-            try:
-                record = slot.read()
-            except UnreadableRecord as e:
-                # The links tell whose they are. What a newer program wrote stays where it is.
-                say(e.msg)
-                self._remove(key, None, path)
-                if not e.newer:
-                    slot.remove()
-                return
-            if record is not None:
-                self._mark(slot, record)
-            self._remove(key, record, path)
-            slot.remove()
+        teardown.delete(self._attachments, key, lambda record: self._remove(key, record, path))
 
     def _remove(self, key: Key, record: Record | None, path: str) -> None:
         """Takes away what is in the namespace, if that still is the one."""
@@ -156,12 +136,6 @@ class Masquerade:
         errors = leftovers.remove(self._kernel, netns, pod, left)
         if errors:
             raise errors[0]
-
-    def _mark(self, slot: Slot, record: Record) -> None:
-        try:
-            slot.write(record._replace(state=DELETING, guest=None))
-        except CNIError as e:
-            say(e.msg)  # a full disk must not keep an attachment from being deleted
 
 
 def load(env: Mapping[str, str]) -> Masquerade:

@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # What each part may import of ours, besides itself and what everybody may.
-LIBRARY = {"cnvnet.cni", "cnvnet.kernel", "cnvnet.vm", "cnvnet.attachments", "cnvnet.attempts"}
+LIBRARY = {
+    "cnvnet.cni",
+    "cnvnet.kernel",
+    "cnvnet.vm",
+    "cnvnet.attachments",
+    "cnvnet.attempts",
+    "cnvnet.sandbox",
+    "cnvnet.teardown",
+}
 EVERYBODY = {"cnvnet.diagnostics"}
 LAYERS = {
     "cnvnet.diagnostics": set[str](),
@@ -22,6 +30,8 @@ LAYERS = {
     "cnvnet.vm": {"cnvnet.cni", "cnvnet.kernel", "cnvnet.attachments"},
     "cnvnet.attachments": {"cnvnet.cni", "cnvnet.kernel"},
     "cnvnet.attempts": {"cnvnet.cni", "cnvnet.kernel"},
+    "cnvnet.sandbox": {"cnvnet.cni", "cnvnet.kernel"},
+    "cnvnet.teardown": {"cnvnet.cni", "cnvnet.attachments", "cnvnet.attempts"},
     "cnvnet.guest": {"cnvnet.cni", "cnvnet.kernel", "cnvnet.vm", "cnvnet.attachments"},
     "cnvnet.ipam": LIBRARY,
     "cnvnet.plugins": LIBRARY | {"cnvnet.ipam", "cnvnet.guest"},

@@ -1,0 +1,22 @@
+"""The namespace a request is about, or the CNI error that says why it cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+from cnvnet.cni.errors import INVALID_NETNS, CNIError
+from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.stack import Kernel
+
+
+@contextmanager
+def opened(kernel: Kernel, path: str) -> Generator[Netns]:
+    """The namespace at a path, closed on exit. CNIError 8, worded as the reference plugins do."""
+    with ExitStack() as stack:
+        try:
+            netns = stack.enter_context(kernel.netns(path))
+        except OSError as e:
+            problem = "no such file or directory" if isinstance(e, FileNotFoundError) else str(e)
+            raise CNIError(INVALID_NETNS, f'failed to open netns "{path}": {problem}') from e
+        yield netns
