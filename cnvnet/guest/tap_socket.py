@@ -1,0 +1,116 @@
+"""The packet socket on a guest's tap: what the guest sends is read from it, what is sent goes to the guest.
+
+The tap may be a bridge port. Then only ETH_P_ALL sees anything: the bridge takes a frame before the handlers
+of one protocol are asked.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import socket
+import struct
+from typing import Final
+
+from cnvnet.guest import bpf
+from cnvnet.guest.services import Services
+
+# include/uapi/linux/if_packet.h, if_ether.h, asm-generic/socket.h, sockios.h, if.h
+_SOL_PACKET: Final = 263
+_PACKET_STATISTICS: Final = 6
+_PACKET_AUXDATA: Final = 8
+_PACKET_IGNORE_OUTGOING: Final = 23
+_ETH_P_ALL: Final = 3
+_SO_ATTACH_FILTER: Final = 26
+_SIOCGIFFLAGS: Final = 0x8913
+_IFF_UP: Final = 1
+_TP_STATUS_VLAN_VALID: Final = 1 << 4
+_AUXDATA: Final = struct.Struct("=IIIHHHH")
+_IFREQ: Final = struct.Struct("=16sH22x")
+_FILTER: Final = struct.Struct("@HP")
+
+# Bytes, which the kernel doubles: some forty small frames, far more than a client ever sends at once. All
+# that a flood can fill is this.
+_RECEIVE_BUFFER: Final = 32768
+
+UP: Final = "up"
+DOWN: Final = "down"
+GONE: Final = "gone"
+
+
+def open_tap(ifname: str, services: Services) -> socket.socket:
+    """A non-blocking socket on the tap `ifname` in the calling thread's network namespace, where it stays.
+
+    It sees only what the services of this guest answer. The tap may be down. OSError (ENODEV: no such tap);
+    it keeps the namespace alive until it is closed.
+    """
+    # Protocol 0 receives nothing: no frame comes in before the filter is there.
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    try:
+        attach(made, bpf.program(services))
+        made.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        made.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        made.bind((ifname, _ETH_P_ALL))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def attach(to: socket.socket, program: bpf.Block) -> None:
+    """Makes the socket receive only what passes the program. OSError."""
+    code = array.array("B", bpf.encode(program))
+    to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER.pack(len(program), code.buffer_info()[0]))
+
+
+def adopt(fd: int) -> socket.socket:
+    """The socket that another process opened. OSError when it is no packet socket: then `fd` is closed."""
+    try:
+        taken = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise
+    if (taken.family, taken.type) != (socket.AF_PACKET, socket.SOCK_RAW):
+        taken.close()
+        raise OSError(errno.ENOTSOCK, "the descriptor is no packet socket")
+    taken.setblocking(False)
+    return taken
+
+
+def read(tap: socket.socket) -> bytes:
+    """The next frame; empty for one that was tagged, which is not for us. BlockingIOError: there is none.
+
+    OSError ENETDOWN says once that the tap went down or away (see `state`).
+    """
+    frame, aside, _, _ = tap.recvmsg(bpf.LONGEST_FRAME, socket.CMSG_SPACE(_AUXDATA.size))
+    for level, kind, data in aside:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA) and len(data) >= _AUXDATA.size:
+            status = _AUXDATA.unpack_from(data)[0]
+            return b"" if status & _TP_STATUS_VLAN_VALID else frame
+    return frame
+
+
+def state(tap: socket.socket) -> str:
+    """UP, DOWN, or GONE for a tap that is deleted or was moved to another namespace.
+
+    Both end the socket's reading with ENETDOWN. It goes on by itself when a tap that was down is up again.
+    """
+    name = tap.getsockname()[0]
+    if not name:  # the socket lost its ifindex
+        return GONE
+    try:
+        request = fcntl.ioctl(tap, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
+    except OSError as e:
+        if e.errno != errno.ENODEV:
+            raise
+        return DOWN  # it got another name between the two calls, or is going: the next look tells
+    return UP if _IFREQ.unpack(request)[1] & _IFF_UP else DOWN
+
+
+def take_drops(tap: socket.socket) -> int:
+    """How many frames found no room in the socket since the last call."""
+    _, drops = struct.unpack("=II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+    return int(drops)
