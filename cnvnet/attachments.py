@@ -111,16 +111,30 @@ def boot_id() -> str:
         return ""
 
 
+def folder(rundir: str) -> str:
+    """Where the files of the records are."""
+    return os.path.join(rundir, "attachments")
+
+
+def read(rundir: str, name: str) -> Record | None:
+    """The record in the file called `name`, read without its lock; None where there is none.
+
+    Raises UnreadableRecord.
+    """
+    path = os.path.join(folder(rundir), name)
+    return _parse(path, _content(path))
+
+
 class AttachmentFiles:
     """Attachments as files below `rundir`."""
 
     def __init__(self, rundir: str) -> None:
-        self._records = os.path.join(rundir, "attachments")
+        self._records = folder(rundir)
         self._locks = os.path.join(rundir, "locks")
 
     @contextmanager
     def locked(self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False) -> Generator[Slot]:
-        slot = _FileSlot(os.path.join(self._records, _file_name(key)), key, readonly=False)
+        slot = _FileSlot(os.path.join(self._records, file_name(key)), key, readonly=False)
         try:
             _make_folder(self._records)
             slot.lock(wait_seconds)
@@ -267,7 +281,8 @@ class _FileSlot:
             raise _unwritable(self.path, e) from e
 
 
-def _file_name(key: Key) -> str:
+def file_name(key: Key) -> str:
+    """What the file of a record is called."""
     identity = "\0".join((key.network, key.container_id, key.ifname))
     return f"{key.plugin}-{sha256(os.fsencode(identity)).hexdigest()[:32]}.json"
 

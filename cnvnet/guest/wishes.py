@@ -22,11 +22,12 @@ class Wishes(NamedTuple):
     """What the configuration says about a guest's services.
 
     Without the key a guest is served if the node has an agent (`enabled`), with it, it has to be
-    (`required`).
+    (`required`); then, with `autostart`, an ADD that finds no agent starts one.
     """
 
     enabled: bool = True
     required: bool = False
+    autostart: bool = True
     hostname: str = ""
     nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
     search: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Wishes(NamedTuple):
         return cls(
             enabled=enabled,
             required=enabled and fields.has("guestServices"),
+            autostart=key.flag("autostart", default=True),
             hostname=_hostname(key),
             nameservers=tuple(nameservers) or resolvconf.usable(dns.texts("servers")),
             search=key.texts("search") or dns.texts("searches"),

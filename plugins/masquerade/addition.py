@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cnvnet.attachments import ADDED, ADDING, Key, Record, Slot, boot_id
@@ -9,7 +10,7 @@ from cnvnet.attempts import Undo
 from cnvnet.cni.errors import IO_FAILURE, CNIError, InvalidConfig
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.guest import settings_json
+from cnvnet.guest import provider, settings_json
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.nft import NftError
 from cnvnet.kernel.routes import AddRoute
@@ -52,11 +53,14 @@ def observe(pod: Stack, request: Request, result: Result | None) -> Observed:
 class Addition:
     """An ADD whose configuration is sound and whose attachment has nothing left of an earlier one."""
 
-    def __init__(self, request: Request, config: Config, pod: Pod, result: Result | None) -> None:
+    def __init__(
+        self, request: Request, config: Config, pod: Pod, result: Result | None, env: Mapping[str, str]
+    ) -> None:
         self._request = request
         self._config = config
         self._pod = pod
         self._result = result
+        self._env = env
 
     def run(self, key: Key, slot: Slot) -> Result:
         """Raises CNIError or OSError; nothing of the attachment is left then."""
@@ -78,6 +82,7 @@ class Addition:
             self._links(undo, wanted, leftovers.alias(key))
             self._forward(undo, wanted, left)
             slot.write(record._replace(state=ADDED, guest=guest))
+            provider.serve(self._env, self._config.guest, key)
         return self._result or Result()
 
     def _guest(self, wanted: Wanted) -> dict[str, object] | None:

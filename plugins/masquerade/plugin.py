@@ -45,13 +45,12 @@ class Masquerade:
         config = Config.parse(request)
         result = previous(request)
         ensure_renderable(request.cni_version, has_ips=bool(result and result.ips))
-        if config.guest.required:
-            provider.ensure(self._env)
+        provider.ensure(self._env, config.guest)
         key = self._key(request)
         with self._attachments.locked(key) as slot, ExitStack() as opened:
             pod = self._pod(opened, request.netns)
             self._repair(key, slot, pod)
-            return Addition(request, config, pod, result).run(key, slot)
+            return Addition(request, config, pod, result, self._env).run(key, slot)
 
     def delete(self, request: Request) -> None:
         self._delete(self._key(request), request.netns)
@@ -64,8 +63,7 @@ class Masquerade:
         with self._attachments.locked(key, optional=True) as slot, ExitStack() as opened:
             pod = self._pod(opened, request.netns)
             Check(request, config, pod, previous(request)).run(key, slot.read())
-        if config.guest.required:
-            provider.ensure(self._env)
+        provider.check(self._env, config.guest, key)
 
     def gc(self, request: Request) -> None:
         valid = valid_attachments(request.fields)
@@ -87,8 +85,7 @@ class Masquerade:
                 nft.run("\n")  # says what is missing, should that be all of nft
         except (CNIError, OSError) as e:
             raise CNIError(NOT_AVAILABLE, str(e)) from e
-        if config.guest.required:
-            provider.ensure(self._env)
+        provider.ensure_available(self._env, config.guest)
 
     def _key(self, request: Request) -> Key:
         return Key(self.name, request.name, request.container_id, request.ifname)
@@ -114,6 +111,7 @@ class Masquerade:
 
     def _remove(self, key: Key, record: Record | None, path: str) -> None:
         """Takes away what is in the namespace, if that still is the one."""
+        provider.forget(self._env, key)
         # A runtime that does not know the path any more leaves it to us.
         path = path or (record.netns_path if record is not None else "")
         with ExitStack() as opened:

@@ -289,7 +289,7 @@ def test_guest_services_without_an_agent(lab: Lab) -> None:
     pod = lab.pod()
     before = snapshot(pod)
     for command in ("ADD", "STATUS"):
-        assert pod.cni(command, guestServices={}).error()["code"] == 50
+        assert pod.cni(command, guestServices={"autostart": False}).error()["code"] == 50
         assert snapshot(pod) == before
     pod.cni("STATUS").ok()
     pod.cni("ADD").ok()

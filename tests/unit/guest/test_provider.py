@@ -7,35 +7,56 @@ from pathlib import Path
 
 import pytest
 
+from cnvnet.attachments import Key
 from cnvnet.cni.errors import CNIError
 from cnvnet.guest import provider
+from cnvnet.guest.wishes import Wishes
 
-
-@pytest.mark.parametrize("variable", ["CNVNET_RUNDIR", "CNVNET_AGENT"])
-def test_an_agent_that_listens_will_serve(tmp_path: Path, variable: str) -> None:
-    path = tmp_path / "agent.sock"
-    with socket.socket(socket.AF_UNIX) as agent:
-        agent.bind(str(path))
-        agent.listen()
-        provider.ensure({variable: str(tmp_path if variable == "CNVNET_RUNDIR" else path)})
+REQUIRED = Wishes(required=True, autostart=False)
+KEY = Key("masquerade", "net", "container", "eth0")
 
 
 def test_without_one_the_error_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(
-        CNIError, match=r"^guestServices: no agent at .*/agent.sock \(no such file"
-    ) as caught:
-        provider.ensure({"CNVNET_RUNDIR": str(tmp_path), "CNVNET_AGENT": "off"})
-    assert caught.value.code == 50
-    assert "start cnvnet-agent" in caught.value.msg
+    env = {"CNVNET_RUNDIR": str(tmp_path), "CNVNET_AGENT": "off"}
+    for demand in (provider.ensure, provider.ensure_available):
+        with pytest.raises(CNIError, match=r"^guestServices: no agent at .*/agent.sock \(no such") as caught:
+            demand(env, REQUIRED)
+        assert caught.value.code == 50
+        assert "start cnvnet-agent" in caught.value.msg
+    for ask in (provider.serve, provider.check):
+        with pytest.raises(CNIError, match=r"^guestServices: no agent at") as caught:
+            ask(env, REQUIRED, KEY)
+        assert caught.value.code == 50
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes(enabled=False)], ids=["wanted", "refused"])
+def test_nobody_has_to_be_there_unless_it_is_required(tmp_path: Path, wishes: Wishes) -> None:
+    env = {"CNVNET_RUNDIR": str(tmp_path)}
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent.sock"))  # and nobody listens
+        provider.ensure(env, wishes)
+        provider.ensure_available(env, wishes)
+        provider.serve(env, wishes, KEY)
+        provider.check(env, wishes, KEY)
+        provider.forget(env, KEY)
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.sock"]
 
 
 def test_an_agent_that_died_does_not_serve(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(tmp_path / "agent.sock"))
     with pytest.raises(CNIError, match="connection refused"):
-        provider.ensure({"CNVNET_RUNDIR": str(tmp_path)})
+        provider.ensure({"CNVNET_RUNDIR": str(tmp_path)}, REQUIRED)
 
 
 def test_a_path_too_long_for_a_socket_is_no_agent() -> None:
     with pytest.raises(CNIError, match="no agent at"):
-        provider.ensure({"CNVNET_RUNDIR": "/" + "x" * 200})
+        provider.ensure({"CNVNET_RUNDIR": "/" + "x" * 200}, REQUIRED)
+
+
+def test_one_that_somebody_named_is_not_replaced_by_one_of_our_own(tmp_path: Path) -> None:
+    env = {"CNVNET_RUNDIR": str(tmp_path), "CNVNET_AGENT": str(tmp_path / "other.sock")}
+    with pytest.raises(CNIError, match=r"other.sock .*CNVNET_AGENT names another's") as caught:
+        provider.ensure(env, Wishes(required=True))
+    assert caught.value.code == 50
+    assert list(tmp_path.iterdir()) == []
