@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tests.bench import report
 from tests.bench.nodes import add_foreign_chains, add_leases, add_ports, container_id, make_pair, run
 from tests.bench.report import Row
+from tests.bench.resident import Resident
 from tests.bench.systems import CHECKOUT, SCRATCH, Failed, System, call
 
 Pair = tuple[System, System]
@@ -39,13 +40,35 @@ QUICK = Sizes((0, 20), 50, (0, 100), 2, 5.0)
 FEWEST_ROUNDS = 5
 
 
+class Residents:
+    """The processes that take our calls with --resident."""
+
+    def __init__(self, profile: str) -> None:
+        self._profile = profile
+        self._started: list[Resident] = []
+
+    def __call__(self, node: str) -> Resident:
+        self._started.append(Resident(node, self._profile and f"{self._profile}.{node}"))
+        return self._started[-1]
+
+    def close(self) -> None:
+        for each in self._started:
+            each.close()
+
+
 class Bench:
     """Measures rows, and prepares what they need only if one of them is wanted."""
 
-    def __init__(self, sizes: Sizes, only: list[str], folder: Path) -> None:
+    def __init__(
+        self, sizes: Sizes, only: list[str], folder: Path, resident: Residents | None = None
+    ) -> None:
         self.sizes = sizes
         self.only = [text.lower() for text in only]
         self.folder = folder
+        self.resident = resident
+
+    def make_pair(self, name: str) -> Pair:
+        return make_pair(name, self.folder, resident=self.resident)
 
     def wants(self, *rows: tuple[str, str]) -> bool:
         """Whether one of these (operation, state) was asked for."""
@@ -62,7 +85,7 @@ class Bench:
         names = {"l2": "bridge VERSION", "ipam": "IPAM VERSION"}
         if not self.wants(*((name, "") for name in names.values())):
             return
-        pair = make_pair("version", self.folder)
+        pair = self.make_pair("version")
         for kind, name in names.items():
             if self.wants((name, "")):
                 reference, ours = self.interleaved(pair, ("VERSION",), kind)
@@ -73,7 +96,7 @@ class Bench:
         wanted = [count for count, state in states if self.wants(*_both(KINDS.values(), state))]
         if not wanted:
             return
-        pair = make_pair("ports", self.folder)
+        pair = self.make_pair("ports")
         there = 0
         for count, state in states:
             if count > max(wanted):
@@ -90,7 +113,7 @@ class Bench:
         state = f"{self.sizes.chains:,} chains"
         if not self.wants(*_both(KINDS.values(), state)):
             return
-        pair = make_pair("chains", self.folder)
+        pair = self.make_pair("chains")
         _say(f"making {self.sizes.chains:,} chains")
         for system in pair:
             add_foreign_chains(system, self.sizes.chains)
@@ -101,7 +124,7 @@ class Bench:
         for count in self.sizes.leases:
             state = f"{count:,} leases"
             if self.wants(*_both(["IPAM"], state)):
-                pair = make_pair(f"leases{count}", self.folder)
+                pair = self.make_pair(f"leases{count}")
                 _say(f"making {count:,} leases")
                 for system in pair:
                     add_leases(system, count)
@@ -154,6 +177,12 @@ def _arguments() -> argparse.Namespace:
         metavar="TEXT",
         help='rows with this in their name, like "L2 ADD 1,000"',
     )
+    parser.add_argument(
+        "--resident",
+        action="store_true",
+        help="our calls go to a process that stays, and are timed inside it",
+    )
+    parser.add_argument("--profile", default="", metavar="FILE", help="with --resident: cProfile's, by node")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_const", dest="form", const=report.as_markdown)
     form.add_argument("--json", action="store_const", dest="form", const=report.as_json)
@@ -172,9 +201,10 @@ def main() -> int:
         sizes = sizes._replace(rounds=arguments.rounds)
     # Leases are on a disk, as on a node; records and results are in memory, as /run is.
     folder = Path(tempfile.mkdtemp(prefix="bench.", dir=CHECKOUT / ".tools"))
+    residents = Residents(arguments.profile) if arguments.resident else None
     try:
         rows: list[Row] = []
-        for row in Bench(sizes, arguments.only, folder).rows():
+        for row in Bench(sizes, arguments.only, folder, residents).rows():
             rows.append(row)
             _say(" ".join(row.cells()))
     except KeyboardInterrupt:
@@ -183,8 +213,10 @@ def main() -> int:
         _say(f"bench: {error}")
         return 1
     finally:
+        if residents is not None:
+            residents.close()
         shutil.rmtree(folder)
-    (arguments.form or report.as_table)(rows)
+    (arguments.form or report.as_table)(rows, resident=arguments.resident)
     return 0
 
 

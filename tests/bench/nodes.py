@@ -6,13 +6,14 @@ import hashlib
 import json
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnvnet.ipam.lease import Holder, Key, Lease
 from cnvnet.ipam.sqlite import Sqlite
+from tests.bench.resident import Resident
 from tests.bench.systems import CHECKOUT, NETWORK, OURS, REFERENCE, SUBNET, System, call
 
 # A bridge has 1,023 ports at most (BR_MAX_PORTS in net/bridge/br_private.h).
@@ -39,16 +40,19 @@ def on(system: System, *argv: str, stdin: str = "") -> str:
     return run("nsenter", f"--net=/run/netns/{system.node}", *argv, stdin=stdin)
 
 
-def make_pair(name: str, folder: Path) -> tuple[System, System]:
-    """The two systems on fresh nodes, each with one attachment that stays.
+def make_pair(
+    name: str, folder: Path, *, resident: Callable[[str], Resident] | None = None
+) -> tuple[System, System]:
+    """The two systems on fresh nodes, each with one attachment that stays; `resident` starts ours.
 
     The reference cannot give an address to a bridge whose last port has gone ("could not set bridge's mac"),
     so a port stays on both; both have made their chains by then, too.
     """
-    pair = (
-        _make(f"{name}-ref", REFERENCE, "bridge", "host-local", CHECKOUT / ".tools/bin", folder),
-        _make(f"{name}-cnv", OURS, "cnv-bridge", "static-ip", CHECKOUT / ".tools/installed/bin", folder),
-    )
+    reference = _make(f"{name}-ref", REFERENCE, "bridge", "host-local", CHECKOUT / ".tools/bin", folder)
+    ours = _make(f"{name}-cnv", OURS, "cnv-bridge", "static-ip", CHECKOUT / ".tools/installed/bin", folder)
+    if resident is not None:
+        ours = ours._replace(resident=resident(ours.node))
+    pair = (reference, ours)
     for system in pair:
         run("ip", "netns", "add", f"{system.node}-keeper")
         call(system, "ADD", "l3", container_id(_KEEPER), pod=f"{system.node}-keeper")

@@ -7,9 +7,12 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnvnet.kernel import netns
+
+if TYPE_CHECKING:
+    from tests.bench.resident import Resident
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NETWORK = "bench"
@@ -31,6 +34,8 @@ class System(NamedTuple):
     ipam: str
     bin: Path
     folder: Path
+    # Where the calls go if not to executables.
+    resident: Resident | None = None
 
     def config(self, kind: str) -> dict[str, Any]:
         """The network configuration of a kind: l2, macspoofchk, l3; ipam is the address manager alone."""
@@ -57,9 +62,10 @@ class Failed(Exception):
 def call(
     system: System, command: str, kind: str, container_id: str, *, pod: str = ""
 ) -> tuple[float, dict[str, Any]]:
-    """One call on the system's node: milliseconds from posix_spawn to wait, and the printed document."""
+    """One call on the system's node: its milliseconds (from posix_spawn to wait, or in the process that
+    stays), and the printed document.
+    """
     config, output, errors = (SCRATCH / name for name in ("stdin", "stdout", "stderr"))
-    config.write_text(json.dumps(system.config(kind)))
     environment = {
         "PATH": os.environ["PATH"],
         "CNI_COMMAND": command,
@@ -71,6 +77,14 @@ def call(
         "CNVNET_RUNDIR": f"/run/{system.node}",
         "CNVNET_STATEDIR": str(system.folder),
     }
+    if system.resident is not None:
+        answer = system.resident.call(
+            Path(system.program(kind)).name, environment, json.dumps(system.config(kind))
+        )
+        if answer.exit:
+            raise Failed(f"{system.name}: {command} {kind}: {answer.stdout}{answer.stderr}")
+        return answer.spent, json.loads(answer.stdout) if answer.stdout else {}
+    config.write_text(json.dumps(system.config(kind)))
     status, spent = _spawn(system, system.program(kind), environment, config, output, errors)
     if status:
         raise Failed(f"{system.name}: {command} {kind}: {output.read_text()}{errors.read_text()}")
