@@ -6,7 +6,7 @@ Packed by hand because every layer-3 ADD adds and reads some; the tests hold eac
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6
 from typing import Final, NamedTuple
 
@@ -20,9 +20,12 @@ _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_BROADCAST: Final = 4
 _IFA_FLAGS: Final = 8
+_IFA_PROTO: Final = 11
 _IFA_F_NODAD: Final = 0x02
 _IFA_F_DADFAILED: Final = 0x08
 _IFA_F_TENTATIVE: Final = 0x40
+_IFA_F_PERMANENT: Final = 0x80
+_IFA_F_NOPREFIXROUTE: Final = 0x200
 SCOPE_GLOBAL: Final = 0
 SCOPE_LINK: Final = 253
 SCOPE_HOST: Final = 254
@@ -32,13 +35,23 @@ _U32: Final = struct.Struct("=I")
 
 
 class Address(NamedTuple):
-    """An address as the kernel reports it. `scope` is the kernel's number (0 global, 253 link, 254 host)."""
+    """An address as the kernel reports it. `scope` is the kernel's number (0 global, 253 link, 254 host).
+
+    One that is not `permanent` has a lifetime, as those of router advertisements. `proto` says who made it
+    (IFAPROT_*, 0 where nobody said), `peer` is the other end of a point-to-point link. `noprefixroute`: it
+    came without the route to its network.
+    """
 
     ifindex: int
     address: IPv4Interface | IPv6Interface
     scope: int = 0
     tentative: bool = False
     dad_failed: bool = False
+    permanent: bool = True
+    noprefixroute: bool = False
+    proto: int = 0
+    broadcast: IPv4Address | None = None
+    peer: IPv4Address | IPv6Address | None = None
 
 
 class AddAddress(NamedTuple):
@@ -54,11 +67,20 @@ class AddAddress(NamedTuple):
     nodad: bool = False
 
 
+class RestoreAddress(NamedTuple):
+    """An address as it was once read, on the link it names, for good and without duplicate address
+    detection. Errors as with AddAddress.
+    """
+
+    address: Address
+
+
 class DeleteAddress(NamedTuple):
     """EADDRNOTAVAIL when the link does not have it, ENODEV when there is no such link."""
 
     ifindex: int
     address: IPv4Interface | IPv6Interface
+    peer: IPv4Address | IPv6Address | None = None
 
 
 def query(ifindex: int = 0) -> Message:
@@ -78,11 +100,31 @@ def encode_add(wanted: AddAddress) -> Message:
     return Message(RTM_NEWADDR, CREATE | EXCL, body)
 
 
+def encode_restore(wanted: RestoreAddress) -> Message:
+    """RTM_NEWADDR."""
+    was = wanted.address
+    address = was.address
+    flags = _IFA_F_NODAD if address.version == 6 else 0
+    flags |= _IFA_F_NOPREFIXROUTE if was.noprefixroute else 0
+    family = AF_INET if address.version == 4 else AF_INET6
+    body = _IFADDR.pack(family, address.network.prefixlen, flags & 0xFF, was.scope, was.ifindex)
+    body += attribute(_IFA_LOCAL, address.ip.packed)
+    body += attribute(_IFA_ADDRESS, (was.peer or address.ip).packed)
+    if was.broadcast is not None:
+        body += attribute(_IFA_BROADCAST, was.broadcast.packed)
+    body += attribute(_IFA_FLAGS, _U32.pack(flags))
+    if was.proto:
+        body += attribute(_IFA_PROTO, bytes([was.proto]))
+    return Message(RTM_NEWADDR, CREATE | EXCL, body)
+
+
 def encode_delete(wanted: DeleteAddress) -> Message:
     """RTM_DELADDR."""
     packed = wanted.address.ip.packed
     body = _header(wanted.address, wanted.ifindex, 0) + attribute(_IFA_LOCAL, packed)
-    return Message(_RTM_DELADDR, 0, body + attribute(_IFA_ADDRESS, packed))
+    return Message(
+        _RTM_DELADDR, 0, body + attribute(_IFA_ADDRESS, (wanted.peer or wanted.address.ip).packed)
+    )
 
 
 def decode(raw: bytes) -> Address | None:
@@ -96,12 +138,18 @@ def decode(raw: bytes) -> Address | None:
     if _IFA_FLAGS in found:
         flags = _U32.unpack(found[_IFA_FLAGS])[0]
     address = IPv4Interface((packed, prefixlen)) if family == AF_INET else IPv6Interface((packed, prefixlen))
+    far = found.get(_IFA_ADDRESS, packed)
     return Address(
         ifindex=ifindex,
         address=address,
         scope=scope,
         tentative=bool(flags & _IFA_F_TENTATIVE),
         dad_failed=bool(flags & _IFA_F_DADFAILED),
+        permanent=bool(flags & _IFA_F_PERMANENT),
+        noprefixroute=bool(flags & _IFA_F_NOPREFIXROUTE),
+        proto=found.get(_IFA_PROTO, b"\0")[0],
+        broadcast=IPv4Address(found[_IFA_BROADCAST]) if _IFA_BROADCAST in found else None,
+        peer=ip_address(far) if far != packed else None,
     )
 
 

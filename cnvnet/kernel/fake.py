@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from cnvnet.kernel import nft as nft_module
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.fake_namespace import FakeLink, FakeNamespace
 from cnvnet.kernel.links import (
     ChangeLink,
@@ -22,7 +22,7 @@ from cnvnet.kernel.links import (
     Link,
     Tun,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
+from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.netns import Netns, NotANamespace
 from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
@@ -193,6 +193,8 @@ class FakeStack:
                 namespace.delete_group(operation.group)
             case AddAddress():
                 namespace.add_address(operation)
+            case RestoreAddress():
+                namespace.restore_address(operation.address)
             case DeleteAddress():
                 namespace.delete_address(operation)
             case AddRoute():
@@ -201,6 +203,8 @@ class FakeStack:
                 namespace.delete_route(operation.route)
             case AddNeighbour():
                 namespace.add_neighbour(operation.neighbour)
+            case ResolveNeighbour():
+                namespace.resolve(operation.ifindex, operation.address)
             case DeleteNeighbour():
                 namespace.delete_neighbour(operation.neighbour)
             case AddVlans() | DeleteVlans():
@@ -214,6 +218,10 @@ class FakeStack:
                 link = namespace.add_bridge(
                     wanted.name, mac=wanted.mac, mtu=wanted.mtu, vlan_filtering=wanted.vlan_filtering
                 )
+                if link.bridge is not None:
+                    link.bridge = link.bridge._replace(
+                        multicast_snooping=wanted.multicast_snooping, group_fwd_mask=wanted.group_fwd_mask
+                    )
                 link.up = wanted.up
             case CreateVeth():
                 link = self._create_veth(wanted)

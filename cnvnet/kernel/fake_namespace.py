@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final, NoReturn
 
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, scope_of
@@ -137,6 +137,8 @@ class FakeNamespace:
         self.addresses: list[Address] = []
         self.routes: list[Route] = []
         self.neighbours: list[Neighbour] = []
+        # Who answers on which link: what a resolution finds.
+        self.reachable: list[Neighbour] = []
         self.sysctls = dict(_SYSCTLS)
         self._knows_vlans = vlans
         self._knows_dummies = dummies
@@ -327,10 +329,16 @@ class FakeNamespace:
             address=wanted.address,
             scope=scope_of(wanted.address),
             tentative=wanted.address.version == 6 and checked and not wanted.nodad,
+            broadcast=_broadcast(wanted.address),
         )
         self.addresses.append(address)
         if link.up:
             self._add_connected(address)
+
+    def restore_address(self, was: Address) -> None:
+        wanted = AddAddress(was.ifindex, was.address, nodad=True)
+        self.add_address(wanted)
+        self.addresses[-1] = was._replace(tentative=False, dad_failed=False, permanent=True)
 
     def delete_address(self, wanted: DeleteAddress) -> None:
         self.by_index(wanted.ifindex)
@@ -363,6 +371,7 @@ class FakeNamespace:
             priority=0 if ipv4 else 256,
             scope=SCOPE_LINK if ipv4 else 0,
             protocol=PROTOCOL_KERNEL,
+            src=address.address.ip if isinstance(address.address, IPv4Interface) else None,
         )
 
     def _add_connected(self, address: Address) -> None:
@@ -428,6 +437,8 @@ class FakeNamespace:
     def set_sysctl(self, key: str, value: str) -> None:
         """One that there is. To become a router, or none any more, changes what each link does."""
         before, self.sysctls[key] = self.sysctls[key], value
+        if key.endswith("/disable_ipv6") and value == "1":
+            self._drop_ipv6(self.by_name(key.split("/")[3]))
         family = _FORWARDING.get(key)
         if family is None or before == value:
             return
@@ -440,6 +451,11 @@ class FakeNamespace:
             # A router forgets what other routers told it (rt6_purge_dflt_routers).
             self.routes = [r for r in self.routes if r.protocol != PROTOCOL_RA or self._heeds(r.ifindex)]
 
+    def _drop_ipv6(self, link: FakeLink | None) -> None:
+        ifindex = link.ifindex if link is not None else 0
+        self.addresses = [a for a in self.addresses if a.ifindex != ifindex or a.address.version == 4]
+        self.routes = [r for r in self.routes if r.ifindex != ifindex or r.dst.version == 4]
+
     def _heeds(self, ifindex: int) -> bool:
         return self.sysctls[f"net/ipv6/conf/{self.by_index(ifindex).name}/accept_ra"] == "2"
 
@@ -449,6 +465,12 @@ class FakeNamespace:
         self.by_index(wanted.ifindex)
         self._forget(wanted)
         self.neighbours.append(wanted._replace(mac=wanted.mac.lower()))
+
+    def resolve(self, ifindex: int, address: IPv4Address | IPv6Address) -> None:
+        self.by_index(ifindex)
+        known = [n for n in self.neighbours if (n.ifindex, n.address) == (ifindex, address)]
+        if not known:
+            self.neighbours += [n for n in self.reachable if (n.ifindex, n.address) == (ifindex, address)]
 
     def delete_neighbour(self, wanted: Neighbour) -> None:
         self.by_index(wanted.ifindex)
@@ -498,6 +520,12 @@ def refuse(number: int) -> NoReturn:
 
 def _destination(route: Route) -> tuple[object, ...]:
     return route.dst, route.table, route.priority
+
+
+def _broadcast(address: IPv4Interface | IPv6Interface) -> IPv4Address | None:
+    if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
+        return address.network.broadcast_address
+    return None
 
 
 def _hop(route: Route) -> tuple[object, ...]:

@@ -48,6 +48,8 @@ _IFLA_INFO_SLAVE_KIND: Final = 4
 _IFLA_INFO_SLAVE_DATA: Final = 5
 _VETH_INFO_PEER: Final = 1
 _IFLA_BR_VLAN_FILTERING: Final = 7
+_IFLA_BR_GROUP_FWD_MASK: Final = 9
+_IFLA_BR_MCAST_SNOOPING: Final = 23
 _IFLA_BR_VLAN_DEFAULT_PVID: Final = 39
 _IFLA_BR_MULTI_BOOLOPT: Final = 46
 _BR_BOOLOPT_NO_LL_LEARN: Final = 1 << 0
@@ -80,11 +82,14 @@ class Bridge(NamedTuple):
     """What only a bridge has (IFLA_BR_*).
 
     `linklocal_learning`: it learns the sources of frames to 01:80:c2:00:00:0X as well, which no filter sees.
+    `group_fwd_mask` has a bit for each X that is forwarded all the same.
     """
 
     vlan_filtering: bool
     default_pvid: int
     linklocal_learning: bool = True
+    multicast_snooping: bool = True
+    group_fwd_mask: int = 0
 
 
 class Tun(NamedTuple):
@@ -125,7 +130,7 @@ class CreateBridge(NamedTuple):
     """A new bridge; EEXIST when the name is taken. A given `mac` stays, whatever ports come and go.
 
     `mtu` (0: 1500) is only what it starts with: with ports it has the smallest of theirs, until ChangeLink
-    sets it.
+    sets it. `group_fwd_mask` is refused (EINVAL) with any of its lowest three bits.
     """
 
     name: str
@@ -133,6 +138,8 @@ class CreateBridge(NamedTuple):
     mtu: int = 0
     vlan_filtering: bool = False
     up: bool = True
+    multicast_snooping: bool = True
+    group_fwd_mask: int = 0
 
 
 class VethPeer(NamedTuple):
@@ -276,6 +283,10 @@ def encode_veth(wanted: CreateVeth) -> Message:
 def encode_bridge(wanted: CreateBridge) -> Message:
     """A bridge, with its VLAN filtering set before it can have a port."""
     data: list[tuple[str, object]] = [("IFLA_BR_VLAN_FILTERING", 1)] if wanted.vlan_filtering else []
+    if wanted.group_fwd_mask:
+        data.append(("IFLA_BR_GROUP_FWD_MASK", wanted.group_fwd_mask))
+    if not wanted.multicast_snooping:
+        data.append(("IFLA_BR_MCAST_SNOOPING", 0))
     return _encode_new(wanted.name, wanted.mac, wanted.mtu, up=wanted.up, kind="bridge", data=data)
 
 
@@ -385,6 +396,9 @@ def _decode_bridge(data: bytes) -> Bridge:
         vlan_filtering=bool(_number(found.get(_IFLA_BR_VLAN_FILTERING))),
         default_pvid=_number(found.get(_IFLA_BR_VLAN_DEFAULT_PVID)),
         linklocal_learning=not _number(found.get(_IFLA_BR_MULTI_BOOLOPT, b"")[:4]) & _BR_BOOLOPT_NO_LL_LEARN,
+        # A kernel without it floods multicast anyway.
+        multicast_snooping=bool(_number(found.get(_IFLA_BR_MCAST_SNOOPING))),
+        group_fwd_mask=_number(found.get(_IFLA_BR_GROUP_FWD_MASK)),
     )
 
 

@@ -18,6 +18,7 @@ _NUD_REACHABLE: Final = 0x02
 _NUD_PERMANENT: Final = 0x80
 # INCOMPLETE, FAILED and NOARP entries hold no answer anybody gave.
 _NUD_USELESS: Final = 0x01 | 0x20 | 0x40
+_NTF_USE: Final = 0x01
 _NTF_PROXY: Final = 0x08
 
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
@@ -45,6 +46,16 @@ class AddNeighbour(NamedTuple):
     neighbour: Neighbour
 
 
+class ResolveNeighbour(NamedTuple):
+    """Has the kernel ask the link for an address, unless it knows it; the answer comes later, as an entry.
+
+    ENODEV when there is no such link.
+    """
+
+    ifindex: int
+    address: IPv4Address | IPv6Address
+
+
 class DeleteNeighbour(NamedTuple):
     """ENOENT when there is none."""
 
@@ -63,6 +74,18 @@ def encode_add(wanted: AddNeighbour) -> Message:
     if neighbour.mac:
         attributes.append(("NDA_LLADDR", neighbour.mac))
     return Message(_RTM_NEWNEIGH, CREATE | REPLACE, _encode(neighbour, attributes))
+
+
+def encode_resolve(wanted: ResolveNeighbour) -> Message:
+    """RTM_NEWNEIGH with NTF_USE, as if a packet had to be sent there."""
+    header = {
+        "family": AF_INET if wanted.address.version == 4 else AF_INET6,
+        "ifindex": wanted.ifindex,
+        "state": 0,
+        "flags": _NTF_USE,
+    }
+    attributes: list[tuple[str, object]] = [("NDA_DST", str(wanted.address))]
+    return Message(_RTM_NEWNEIGH, CREATE, pyroute2_light.encode(*_MESSAGE, header, attributes))
 
 
 def encode_delete(wanted: DeleteNeighbour) -> Message:

@@ -21,6 +21,7 @@ _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
 _RTA_PRIORITY: Final = 6
+_RTA_PREFSRC: Final = 7
 _RTA_METRICS: Final = 8
 _RTA_TABLE: Final = 15
 _RTA_VIA: Final = 18
@@ -47,7 +48,8 @@ class Route(NamedTuple):
 
     Of a route with several next hops each is a value of its own. Read back, `scope` and `protocol` are
     always the kernel's numbers; IPv6 knows no scope (0) and gives priority 1024 to a route that asks for
-    0. `protocol` 0 is "boot" (3), as with `ip route`. `gw` may be IPv6 where `dst` is IPv4.
+    0. `protocol` 0 is "boot" (3), as with `ip route`. `gw` may be IPv6 where `dst` is IPv4. `src` is the
+    address that is preferred as the source.
     """
 
     dst: IPv4Network | IPv6Network
@@ -60,6 +62,7 @@ class Route(NamedTuple):
     advmss: int = 0
     onlink: bool = False
     protocol: int = 0
+    src: IPv4Address | IPv6Address | None = None
 
 
 class AddRoute(NamedTuple):
@@ -101,6 +104,8 @@ def encode_add(wanted: AddRoute) -> Message:
     metrics += attribute(_RTAX_ADVMSS, _U32.pack(route.advmss)) if route.advmss else b""
     if metrics:
         body += nested(_RTA_METRICS, metrics)
+    if route.src is not None:
+        body += attribute(_RTA_PREFSRC, route.src.packed)
     # Neither NLM_F_APPEND: in IPv4 it would put the new next hop last, where nobody uses it.
     return Message(_RTM_NEWROUTE, CREATE if wanted.append else CREATE | EXCL, body)
 
@@ -121,6 +126,7 @@ def decode(raw: bytes) -> list[Route]:
     if family not in (AF_INET, AF_INET6) or found["type"] != _RTN_UNICAST:
         return []
     metrics = found.get_attr("RTA_METRICS")
+    src = found.get_attr("RTA_PREFSRC")
     base = Route(
         dst=_network(found),
         ifindex=0,
@@ -130,6 +136,7 @@ def decode(raw: bytes) -> list[Route]:
         mtu=(metrics.get_attr("RTAX_MTU") if metrics else None) or 0,
         advmss=(metrics.get_attr("RTAX_ADVMSS") if metrics else None) or 0,
         protocol=found["proto"],
+        src=ip_address(src) if src else None,
     )
     hops = found.get_attr("RTA_MULTIPATH")
     if hops:

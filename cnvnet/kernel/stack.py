@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, Protocol
 
 from cnvnet.kernel import addresses, links, neighbours, netns, routes, sysctl, tap, vlans
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.links import (
     ChangeLink,
     CreateBridge,
@@ -23,7 +23,7 @@ from cnvnet.kernel.links import (
     DeleteLink,
     Link,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
+from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.netlink import Message, NetlinkError, Socket
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.nft import Nft
@@ -40,10 +40,12 @@ Operation = (
     | DeleteLink
     | DeleteGroup
     | AddAddress
+    | RestoreAddress
     | DeleteAddress
     | AddRoute
     | DeleteRoute
     | AddNeighbour
+    | ResolveNeighbour
     | DeleteNeighbour
     | AddVlans
     | DeleteVlans
@@ -291,14 +293,18 @@ def ifindex_of(operation: Operation) -> int:
         return operation.route.ifindex
     if isinstance(operation, AddNeighbour | DeleteNeighbour):
         return operation.neighbour.ifindex
+    if isinstance(operation, RestoreAddress):
+        return operation.address.ifindex
     if isinstance(operation, CreateBridge | CreateVeth | CreateDummy | CreateTap | DeleteGroup):
         return 0
     return operation.ifindex
 
 
 def _detail(operation: Operation) -> str:
-    if isinstance(operation, AddAddress | DeleteAddress):
+    if isinstance(operation, AddAddress | DeleteAddress | ResolveNeighbour):
         return str(operation.address)
+    if isinstance(operation, RestoreAddress):
+        return str(operation.address.address)
     if isinstance(operation, AddRoute | DeleteRoute):
         route = operation.route
         return f"{route.dst} via {route.gw}" if route.gw is not None else str(route.dst)
@@ -337,10 +343,12 @@ _ENCODERS: Final[dict[type, Callable[[Any], list[Message]]]] = {
     DeleteLink: _one(links.encode_delete),
     DeleteGroup: _one(links.encode_delete_group),
     AddAddress: _one(addresses.encode_add),
+    RestoreAddress: _one(addresses.encode_restore),
     DeleteAddress: _one(addresses.encode_delete),
     AddRoute: _one(routes.encode_add),
     DeleteRoute: _one(routes.encode_delete),
     AddNeighbour: _one(neighbours.encode_add),
+    ResolveNeighbour: _one(neighbours.encode_resolve),
     DeleteNeighbour: _one(neighbours.encode_delete),
     AddVlans: _one(vlans.encode),
     DeleteVlans: _one(vlans.encode),
@@ -355,10 +363,12 @@ _WORDS: Final[dict[type, str]] = {
     DeleteLink: "delete",
     DeleteGroup: "delete link group",
     AddAddress: "add address",
+    RestoreAddress: "add address",
     DeleteAddress: "delete address",
     AddRoute: "add route",
     DeleteRoute: "delete route",
     AddNeighbour: "add neighbour",
+    ResolveNeighbour: "resolve neighbour",
     DeleteNeighbour: "delete neighbour",
     AddVlans: "add vlans",
     DeleteVlans: "delete vlans",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
 import pytest
 
-from cnvnet.kernel.addresses import AddAddress, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import (
     Bridge,
@@ -21,7 +21,7 @@ from cnvnet.kernel.links import (
     Tun,
     VethPeer,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
+from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.netns import NotANamespace
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.stack import KernelError, Operation, Stack
@@ -366,6 +366,35 @@ def test_an_ipv6_address_is_tentative_until_nobody_has_claimed_it(world: World) 
     assert [(address.address, address.tentative) for address in waited] == [(ADDRESS6, False)]
 
 
+@pytest.mark.parametrize(
+    "was",
+    [
+        Address(0, ip_interface("10.1.0.2/24")),
+        Address(0, ip_interface("10.1.0.2/24"), 253, broadcast=IPv4Address("10.1.0.9")),
+        Address(0, ip_interface("10.1.0.2/32"), noprefixroute=True, peer=IPv4Address("10.1.0.1")),
+        Address(0, ip_interface("fd00:1::2/64"), noprefixroute=True),
+        Address(0, ip_interface("fe80::2/64"), 253),
+    ],
+    ids=str,
+)
+def test_an_address_is_restored_as_it_was_read(world: World, was: Address) -> None:
+    eth0 = pod_link(world)
+    wanted = was._replace(ifindex=eth0)
+    world.pod.apply(RestoreAddress(wanted))
+    assert world.pod.addresses(eth0) == [wanted]
+    assert refused(world.pod, RestoreAddress(wanted)).errno == errno.EEXIST
+    world.pod.apply(DeleteAddress(eth0, was.address, was.peer))
+    assert world.pod.addresses(eth0) == []
+
+
+def test_who_switches_ipv6_off_has_no_address_of_it(world: World) -> None:
+    eth0 = pod_link(world)
+    world.pod.apply(AddAddress(eth0, ADDRESS), AddAddress(eth0, ADDRESS6, nodad=True))
+    world.pod.sysctls.set("net/ipv6/conf/eth0/disable_ipv6", "1")
+    assert [address.address for address in world.pod.addresses(eth0)] == [ADDRESS]
+    assert [route.dst.version for route in world.pod.routes(eth0)] == [4]
+
+
 def test_ipv6_addresses_need_ipv6(world: World) -> None:
     eth0 = pod_link(world)
     world.pod.sysctls.set("net/ipv6/conf/eth0/disable_ipv6", "1")
@@ -398,7 +427,7 @@ def test_routes_carry_gateway_metrics_table_and_priority(world: World) -> None:
     wanted = [
         Route(DEFAULT, eth0, gw, mtu=1400, advmss=1360, scope=0, protocol=3),
         Route(ip_network("10.9.0.0/16"), eth0, gw, table=4711, priority=50, scope=0, protocol=3),
-        Route(ip_network("10.8.0.0/16"), eth0, scope=253, protocol=3),
+        Route(ip_network("10.8.0.0/16"), eth0, scope=253, protocol=3, src=ADDRESS.ip),
         Route(ip_network("10.7.0.0/16"), eth0, ip_address("192.0.2.1"), onlink=True, scope=0, protocol=3),
         Route(ip_network("10.6.0.0/16"), eth0, scope=0, protocol=4),
         Route(DEFAULT6, eth0, gw6, mtu=1400, advmss=1360, priority=1024, scope=0, protocol=3),
@@ -485,6 +514,18 @@ def test_neighbours_are_kept_replaced_and_forgotten(world: World) -> None:
     assert world.pod.neighbours(eth0) == []
     for neighbour in (second, other, proxy):
         assert refused(world.pod, DeleteNeighbour(neighbour)).errno == errno.ENOENT
+
+
+def test_a_neighbour_is_resolved_when_it_is_asked_for(world: World) -> None:
+    eth0 = pod_link(world)
+    [near] = world.host.apply(CreateVeth("near", VethPeer("far")))
+    far = seen(world.host, "far")
+    world.host.apply(ChangeLink(far.ifindex, up=True))
+    asked = ip_address("fd00:1::9")
+    world.host.apply(AddAddress(near.ifindex, ADDRESS6, nodad=True))
+    world.host.apply(ResolveNeighbour(near.ifindex, asked))
+    assert world.host.neighbours(near.ifindex) == []
+    assert refused(world.pod, ResolveNeighbour(eth0 + 4711, asked)).errno == errno.ENODEV
 
 
 def test_a_link_that_goes_down_forgets_its_neighbours(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.kernel import addresses, links, neighbours, pyroute2_light, routes, vlans
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.links import (
     Bridge,
     ChangeLink,
@@ -304,6 +304,9 @@ def test_a_bridge_is_made_with_its_filtering() -> None:
     info = attributes(attributes(message.body, 16)[18])
     assert info[1].rstrip(b"\0") == b"bridge"
     assert attributes(info[2]) == {7: b"\1"}
+    wire = links.encode_bridge(CreateBridge("br0", multicast_snooping=False, group_fwd_mask=0xFFF8))
+    info = attributes(attributes(wire.body, 16)[18])
+    assert attributes(info[2]) == {9: b"\xf8\xff", 23: b"\0"}
     assert message.body[8:16] == b"\1\0\0\0\1\0\0\0"
     dummy = links.encode_dummy(CreateDummy("d0"))
     assert 2 not in attributes(attributes(dummy.body, 16)[18])
@@ -360,11 +363,12 @@ def test_a_link_comes_back_with_all_it_has() -> None:
 
 
 def test_a_bridge_comes_back_as_one() -> None:
-    data = {"attrs": [("IFLA_BR_VLAN_FILTERING", 1), ("IFLA_BR_VLAN_DEFAULT_PVID", 33)]}
+    own = [("IFLA_BR_VLAN_FILTERING", 1), ("IFLA_BR_VLAN_DEFAULT_PVID", 33)]
+    data = {"attrs": [*own, ("IFLA_BR_GROUP_FWD_MASK", 8), ("IFLA_BR_MCAST_SNOOPING", 1)]}
     info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}
     body = pyroute2_light.encode(*LINK, {"index": 7}, [("IFLA_IFNAME", "br0"), ("IFLA_LINKINFO", info)])
     found = links.decode(header(body))
-    assert (found.kind, found.bridge, found.port) == ("bridge", Bridge(True, 33), None)
+    assert (found.kind, found.bridge, found.port) == ("bridge", Bridge(True, 33, group_fwd_mask=8), None)
 
 
 def test_an_address_comes_back_with_its_state() -> None:
@@ -373,16 +377,36 @@ def test_an_address_comes_back_with_its_state() -> None:
         {"family": 10, "prefixlen": 64, "index": 7, "scope": 253},
         [("IFA_ADDRESS", "fe80::1"), ("IFA_FLAGS", 0x48)],
     )
-    assert addresses.decode(header(body)) == Address(7, ip_interface("fe80::1/64"), 253, True, True)
+    assert addresses.decode(header(body)) == Address(
+        7, ip_interface("fe80::1/64"), 253, True, True, permanent=False
+    )
 
 
 def test_the_near_end_of_a_point_to_point_address_is_the_address() -> None:
     body = pyroute2_light.encode(
         *ADDRESS,
         {"family": 2, "prefixlen": 32, "index": 7},
-        [("IFA_ADDRESS", "10.0.0.1"), ("IFA_LOCAL", "10.0.0.2")],
+        [("IFA_ADDRESS", "10.0.0.1"), ("IFA_LOCAL", "10.0.0.2"), ("IFA_FLAGS", 0x80)],
     )
-    assert addresses.decode(header(body)) == Address(7, ip_interface("10.0.0.2/32"))
+    assert addresses.decode(header(body)) == Address(
+        7, ip_interface("10.0.0.2/32"), peer=ip_address("10.0.0.1")
+    )
+
+
+@pytest.mark.parametrize(
+    "was",
+    [
+        Address(7, ip_interface("10.1.0.2/24"), broadcast=IPv4Address("10.1.0.255")),
+        Address(7, ip_interface("10.1.0.2/32"), 253, noprefixroute=True, peer=ip_address("10.1.0.1")),
+        Address(7, ip_interface("fd00::2/64"), noprefixroute=True),
+        Address(7, ip_interface("fe80::2/64"), 253, proto=3),
+    ],
+    ids=lambda was: str(was.address),
+)
+def test_an_address_is_restored_as_it_was(was: Address) -> None:
+    back = addresses.decode(header(addresses.encode_restore(RestoreAddress(was)).body))
+    # That it is for good follows from its having no lifetime; the kernel says so, the request does not.
+    assert back == was._replace(permanent=False)
 
 
 def test_a_route_with_two_hops_comes_back_as_two() -> None:

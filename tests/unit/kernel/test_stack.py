@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cnvnet.kernel.addresses import AddAddress, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.links import (
     ChangeLink,
     CreateBridge,
@@ -16,7 +16,7 @@ from cnvnet.kernel.links import (
     DeleteLink,
     VethPeer,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
+from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.stack import Operation, describe
 from cnvnet.kernel.sysctl import NamespaceSysctls
@@ -36,10 +36,12 @@ TEXTS: dict[str, Operation] = {
     "delete eth0": DeleteLink(7),
     "delete link group 77": DeleteGroup(77),
     "add address 10.0.0.1/24 on eth0": AddAddress(7, ADDRESS),
+    "add address 10.0.0.2/24 on eth0": RestoreAddress(Address(7, ip_interface("10.0.0.2/24"))),
     "delete address 10.0.0.1/24 on eth0": DeleteAddress(7, ADDRESS),
     "add route 10.9.0.0/16 via 10.0.0.9 on eth0": AddRoute(ROUTE),
     "delete route 10.9.0.0/16 on eth0": DeleteRoute(ROUTE._replace(gw=None)),
     "add neighbour 10.0.0.9 on eth0": AddNeighbour(NEIGHBOUR),
+    "resolve neighbour 10.0.0.9 on eth0": ResolveNeighbour(7, ip_address("10.0.0.9")),
     "delete neighbour 10.0.0.9 on eth0": DeleteNeighbour(NEIGHBOUR),
     "add vlans 33,100-199 on eth0": AddVlans(7, RANGES),
     "delete vlans 33,100-199 on eth0": DeleteVlans(7, RANGES),
