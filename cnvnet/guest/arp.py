@@ -45,7 +45,8 @@ def prepare(settings: Settings) -> Neighbours:
         guest.add(settings.v6.address.ip.packed)
         router = settings.v6.router
         # The owner of server_mac is a link of the pod, whose kernel answers for the address made from it.
-        if router is not None and router.packed != frames.link_local(frames.mac(settings.server_mac)):
+        own = frames.link_local(frames.mac(settings.server_mac))
+        if router is not None and settings.v6.router_mac and router.packed != own:
             known.setdefault(router.packed, frames.mac(settings.v6.router_mac))
     return Neighbours({address: mac for address, mac in known.items() if address not in guest})
 

@@ -32,9 +32,12 @@ _HOP_LIMIT: Final = 64
 
 
 class Offer(NamedTuple):
-    """One guest's router and its advertisement, encoded but for the checksum, which knows the receiver."""
+    """One guest's router and its advertisement, encoded but for the checksum, which knows the receiver.
 
-    router_mac: bytes
+    `mac` is the sender's: the router's, or ours where the guest has to ask the router for it.
+    """
+
+    mac: bytes
     router: bytes
     body: bytes
 
@@ -44,10 +47,12 @@ def prepare(settings: Settings) -> Offer | None:
     v6 = settings.v6
     if v6 is None or v6.router is None:
         return None
-    mac = frames.mac(v6.router_mac)
+    mac = frames.mac(v6.router_mac or settings.server_mac)
     lifetime = _LIFETIME if v6.default_route else 0
     body = struct.pack("!BBHII", _HOP_LIMIT, _MANAGED_AND_OTHER, lifetime, 0, 0)
-    body += _option(SOURCE_LINK, mac) + _option(MTU, struct.pack("!HI", 0, settings.mtu))
+    if v6.router_mac:
+        body += _option(SOURCE_LINK, mac)
+    body += _option(MTU, struct.pack("!HI", 0, settings.mtu))
     body += _prefix(v6, settings.lease_seconds) + _routes(v6)
     servers = [a.packed for a in settings.nameservers if isinstance(a, IPv6Address)]
     if servers:
@@ -92,7 +97,7 @@ def _search(names: tuple[str, ...], room: int) -> bytes:
 
 def advertise(offer: Offer) -> bytes:
     """The unsolicited advertisement to all nodes: at the start, and then every few minutes."""
-    ends = Ends(offer.router_mac, frames.ALL_NODES_MAC, offer.router, frames.ALL_NODES)
+    ends = Ends(offer.mac, frames.ALL_NODES_MAC, offer.router, frames.ALL_NODES)
     return frames.build_icmp6(ends, ADVERTISEMENT, offer.body)
 
 
@@ -117,5 +122,5 @@ def reply(offer: Offer, frame: bytes) -> Reply:
             if SOURCE_LINK in options
             else Reply((advertise(offer),), "advertisement")
         )
-    ends = Ends(offer.router_mac, message.link_source, offer.router, message.source)
+    ends = Ends(offer.mac, message.link_source, offer.router, message.source)
     return Reply((frames.build_icmp6(ends, ADVERTISEMENT, offer.body),), "advertisement")

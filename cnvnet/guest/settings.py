@@ -49,7 +49,8 @@ class V6(NamedTuple):
 
     `router` is the link-local address of the guest's router and `router_mac` its MAC address; where both are
     left out the router is whatever owns `server_mac`, and where only the former is, it follows from the
-    latter. `routes` are destinations besides the default one, which go through the same router.
+    latter. A `router` alone is on the guest's own link, and the guest asks it for its MAC address. `routes`
+    are destinations besides the default one, which go through the same router.
     """
 
     address: IPv6Interface
@@ -154,7 +155,9 @@ def _checked_v6(v6: V6, settings: Settings) -> V6:
     _usable("v6.address", v6.address.ip)
     if settings.mtu < 1280:
         raise InvalidConfig(f"mtu {settings.mtu}: IPv6 needs 1280 at least")
-    mac = _mac("v6.router_mac", v6.router_mac or settings.server_mac)
+    own = settings.server_mac if v6.router is None else ""
+    mac = v6.router_mac or own
+    mac = mac and _mac("v6.router_mac", mac)
     router = v6.router or IPv6Address(frames.link_local(frames.mac(mac)))
     if not router.is_link_local or router.scope_id is not None:
         raise InvalidConfig(f"v6.router {router}: a router is known by a link-local address")

@@ -79,6 +79,12 @@ def test_a_routers_link_local_address_is_answered_for_with_its_mac() -> None:
     assert packet[nd.ICMPv6NDOptDstLLAddr].lladdr == NEXT_HOP_MAC
 
 
+def test_a_router_on_the_guests_own_link_speaks_for_itself() -> None:
+    assert POINT_TO_POINT.v6 is not None
+    alone = POINT_TO_POINT._replace(v6=POINT_TO_POINT.v6._replace(router_mac=""))
+    assert IPv6Address("fe80::1").packed not in arp.prepare(checked(alone)).known
+
+
 def test_a_solicitation_from_nobody_is_answered_to_all() -> None:
     packet = witness.recomputed(solicitation("fe80::1", "::").frames[0])
     assert (packet.dst, packet[IPv6].dst, packet[nd.ICMPv6ND_NA].S) == ("33:33:00:00:00:01", "ff02::1", 0)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ipaddress import IPv6Interface, IPv6Network
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 
 import pytest
@@ -69,6 +69,15 @@ def test_the_pods_own_router_is_announced_under_its_own_addresses() -> None:
     assert (packet.src, packet[IPv6].src) == ("0a:58:a9:fe:01:01", "fe80::1")
     assert packet[nd.ICMPv6NDOptSrcLLAddr].lladdr == "0a:58:a9:fe:01:01"
     assert not packet.haslayer(nd.ICMPv6NDOptPrefixInfo), "an address alone has no network"
+
+
+def test_a_router_on_the_guests_own_link_is_asked_for_its_mac_by_the_guest() -> None:
+    assert MASQUERADE.v6 is not None
+    v6 = MASQUERADE.v6._replace(router=IPv6Address("fe80::1"))
+    packet = answered(solicitation(), MASQUERADE._replace(v6=v6))
+    assert (packet.src, packet[IPv6].src) == (SERVER_MAC, "fe80::1")
+    assert packet[nd.ICMPv6ND_RA].routerlifetime == 65535
+    assert not packet.haslayer(nd.ICMPv6NDOptSrcLLAddr)
 
 
 def test_a_network_without_a_default_route_names_its_routes() -> None:
