@@ -1,0 +1,1 @@
+"""Real virtual machines on the executables as they are installed."""

@@ -1,0 +1,1 @@
+"""QEMU guests behind the binding plugins, on nodes that have nothing else."""

@@ -1,0 +1,146 @@
+"""masquerade with a virtual machine behind it, reached and reaching out as KubeVirt's users do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.guest.machine import QEMU_USER, Guest
+from tests.e2e.guests.lab import CONTENT, SIDES, V4, Lab, Pod, Side, a_lab, fetch, serving, url
+
+BOTH = pytest.mark.parametrize("side", SIDES, ids=["IPv4", "IPv6"])
+
+
+def masquerade(**keys: Any) -> dict[str, Any]:
+    return {"type": "masquerade", **keys}
+
+
+def configure(guest: Guest) -> None:
+    guest.run("""
+        echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+        ip link set eth0 up
+        ip addr add 10.0.2.2/24 dev eth0
+        ip route add default via 10.0.2.1
+        ip addr add fd10:0:2::2/120 dev eth0
+        ip -6 route add default via fe80::ff:fe00:0 dev eth0
+    """).ok()
+
+
+def serve(guest: Guest, *ports: int) -> None:
+    """Web servers in the guest, which say `guest` to who asks for the name."""
+    listen = "".join(f"httpd -p {port} -h /www; " for port in ports)
+    guest.run(f"mkdir -p /www; echo -n guest >/www/name; {listen}").ok()
+
+
+def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
+    """The guest takes a lot from a host outside, and the host gets it back from the guest."""
+    with serving(lab.node, side, 8080) as server:
+        guest.run(f"wget -q -O /www/content '{url(side.outside, 8080)}'").ok()
+    assert server.callers == [pod.address(side)]
+    assert fetch(lab.node, side, pod.address(side), 80, "/content") == CONTENT
+
+
+def test_a_listed_port_leads_to_the_guest_and_the_guest_goes_out_as_its_pod(tmp_path: Path) -> None:
+    with a_lab(tmp_path, masquerade(ports=[{"port": 80}])) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        configure(guest)
+        serve(guest, 80, 81)
+        for side in SIDES:
+            assert_both_ways(lab, pod, guest, side)
+            # The guest would answer there: it is the pod that does not.
+            with pytest.raises(ConnectionRefusedError):
+                fetch(lab.node, side, pod.address(side), 81, "/name")
+        pod.check()
+
+
+def test_programs_of_the_pod_reach_the_guest_by_the_loopback_address(tmp_path: Path) -> None:
+    """`kubectl port-forward` connects there."""
+    with a_lab(tmp_path, masquerade()) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        configure(guest)
+        serve(guest, 80)
+        assert fetch(pod, V4, "127.0.0.1", 80, "/name") == b"guest"
+
+
+@pytest.mark.parametrize("mtu", [1400, 8900])
+def test_nothing_is_cut_into_pieces_on_its_way(tmp_path: Path, mtu: int) -> None:
+    with a_lab(tmp_path, masquerade(), mtu) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        configure(guest)
+        serve(guest, 80)
+        assert guest.run("cat /sys/class/net/eth0/mtu").ok() == f"{mtu}\n"
+        before = pod.fragments()
+        for side, headers in zip(SIDES, (28, 48), strict=True):
+            assert_both_ways(lab, pod, guest, side)
+            guest.run(f"ping -c 1 -W 30 -s {mtu - headers} {side.outside}").ok()
+        assert pod.fragments() == before
+        # It would have shown.
+        guest.run(f"ping -c 1 -W 30 -s {mtu} {V4.outside}").ok()
+        assert pod.fragments() != before
+
+
+def test_qemu_opens_the_tap_without_any_privilege(tmp_path: Path) -> None:
+    with a_lab(tmp_path, masquerade()) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        status = Path(f"/proc/{guest.pid}/status").read_text()
+        assert f"Uid:\t{QEMU_USER}\t{QEMU_USER}\t{QEMU_USER}" in status
+        assert "CapEff:\t0000000000000000" in status
+
+
+def test_qemu_does_not_open_the_tap_of_somebody_else(tmp_path: Path) -> None:
+    with (
+        a_lab(tmp_path, masquerade(owner=1000, group=1000)) as lab,
+        pytest.raises(RuntimeError, match="Operation not permitted"),
+    ):
+        lab.guest(lab.pod())
+
+
+def test_a_tap_for_several_queues(tmp_path: Path) -> None:
+    with a_lab(tmp_path, masquerade(queues=2)) as lab:
+        pod = lab.pod()
+        # The two have to agree, as the documentation says.
+        with pytest.raises(RuntimeError, match="could not configure /dev/net/tun"):
+            lab.guest(pod)
+        guest = lab.guest(pod, queues=2)
+        configure(guest)
+        serve(guest, 80)
+        queues = guest.run("ls /sys/class/net/eth0/queues; grep -c 'virtio.*-input' /proc/interrupts").ok()
+        assert queues.split() == ["rx-0", "rx-1", "tx-0", "tx-1", "2"]
+        for side in SIDES:
+            assert_both_ways(lab, pod, guest, side)
+
+
+def test_an_attachment_is_renewed_under_a_running_guest(tmp_path: Path) -> None:
+    """As when an interface is unplugged and plugged in again: KubeVirt takes the card away first."""
+    with a_lab(tmp_path, masquerade()) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        configure(guest)
+        serve(guest, 80)
+        guest.unplug()
+        pod.detach()
+        assert pod.link("tap0") is None
+        pod.attach()
+        guest.plug()
+        configure(guest)
+        for side in SIDES:
+            assert_both_ways(lab, pod, guest, side)
+
+
+def test_the_next_pod_of_a_guest_is_the_same_to_it(tmp_path: Path) -> None:
+    """A restart: another pod, and the guest finds what it knows."""
+    with a_lab(tmp_path, masquerade()) as lab:
+        for _ in range(2):
+            pod = lab.pod()
+            with lab.guest(pod) as guest:
+                configure(guest)
+                serve(guest, 80)
+                for side in SIDES:
+                    assert_both_ways(lab, pod, guest, side)
+            pod.detach()
