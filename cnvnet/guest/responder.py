@@ -135,8 +135,7 @@ class Responder:
         except Exception as e:  # noqa: BLE001 - a record of another version may hold anything
             if tap is not None:
                 tap.close()
-            reason = e.msg if isinstance(e, CNIError) else f"{type(e).__name__}: {e}"
-            return {"refused": request.name, "reason": reason[:_LONGEST_REASON]}
+            return {"refused": request.name, "reason": _reason(e)[:_LONGEST_REASON]}
         before = self._guests.get(request.name)
         if before is not None:
             self._forget(before)
@@ -187,7 +186,7 @@ class Responder:
 
     def _on_error(self, guest: Guest, error: OSError) -> None:
         if error.errno not in (errno.ENETDOWN, errno.ENXIO):
-            self._lose(guest, (error.strerror or str(error)).lower())
+            self._lose(guest, _reason(error))
         elif not guest.pause:
             guest.pause = _FIRST_LOOK
             self._look_for(guest)
@@ -227,6 +226,14 @@ class Responder:
         del self._by_fd[guest.tap.fileno()]
         self._epoll.unregister(guest.tap)
         guest.tap.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CNIError):
+        return error.msg
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{type(error).__name__}: {error}"
 
 
 def main() -> int:

@@ -79,4 +79,6 @@ class Guest:
 
     def announce(self, count: Count) -> None:
         """Sends what is due unasked. OSError as above."""
-        self._send(Answer("ra", "announcement", self.announcements), count)
+        for frame in self.announcements:
+            count("ra", "announcement", "")
+            self._send(Answer("ra", "announcement", (frame,)), count)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[3]
 class Loop:
     """A running packet loop and the agent's end of its channel."""
 
-    def __init__(self, undo: ExitStack) -> None:
+    def __init__(self, undo: ExitStack, program: Sequence[str] = ("-m", "cnvnet.guest.responder")) -> None:
         self.end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(self.end.close)
         self.end.settimeout(PATIENCE)
         fd = other.fileno()
-        command = [sys.executable, "-m", "cnvnet.guest.responder", str(fd)]
+        command = [sys.executable, *program, str(fd)]
         self.process = subprocess.Popen(command, pass_fds=[fd], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         undo.callback(self._end)
         other.close()
@@ -153,8 +153,8 @@ class Lab:
     def __init__(self, undo: ExitStack) -> None:
         self._undo = undo
 
-    def loop(self) -> Loop:
-        return Loop(self._undo)
+    def loop(self, *program: str) -> Loop:
+        return Loop(self._undo, *([program] if program else ()))
 
     def sandbox(self) -> Sandbox:
         return Sandbox(self._undo.enter_context(namespace()))

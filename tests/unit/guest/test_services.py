@@ -16,9 +16,10 @@ from tests.unit.guest.witness import dhcp6 as d
 
 CORPUS = sorted(path.stem for path in (witness.DATA / "fuzz").glob("*.hex"))
 # Everything on: also the neighbours, which masquerade has none of.
-GUEST = services.prepare(
-    MASQUERADE._replace(neighbours=(Neighbour(IPv4Address("169.254.1.1"), "0a:58:a9:fe:01:01"),))
+GUEST_SETTINGS = MASQUERADE._replace(
+    neighbours=(Neighbour(IPv4Address("169.254.1.1"), "0a:58:a9:fe:01:01"),)
 )
+GUEST = services.prepare(GUEST_SETTINGS)
 BRIDGED = services.prepare(POINT_TO_POINT)
 
 _SOLICIT = witness.client6(

@@ -144,3 +144,9 @@ def layers(packet: Any, kind: Any) -> list[Any]:
         found.append(layer)
         layer = layer.payload.getlayer(kind)
     return found
+
+
+def is_dhcp4_answer(frame: bytes) -> bool:
+    """Whether a frame is a DHCP server's, whatever is in it."""
+    packet = Ether(frame)
+    return bool(packet.haslayer(UDP)) and packet[UDP].sport == 67
