@@ -87,7 +87,7 @@ def main(name: str, load: Load) -> NoReturn:
         _occupy_standard_descriptors()
         sys.stdout = sys.stderr  # whatever a library prints, stdout carries one document
         env, stdin = _environ(), _Stdin()
-        response = run(name, load, env, stdin)
+        response = _respond(name, load, env, stdin)
         told = _write(1, response.stdout)
         _write(2, response.stderr)
         if told:
@@ -106,7 +106,19 @@ def main(name: str, load: Load) -> NoReturn:
 def _take_back(name: str, load: Load, env: Mapping[str, str], stdin: _Stdin) -> None:
     """Undoes an ADD whose result nobody could be told, by the DEL that the runtime should send now."""
     _write(2, f"{name}: the result cannot be written: deleting what it tells of\n".encode())
-    _write(2, run(name, load, {**env, "CNI_COMMAND": "DEL"}, stdin).stderr)
+    _write(2, _respond(name, load, {**env, "CNI_COMMAND": "DEL"}, stdin).stderr)
+
+
+def _respond(name: str, load: Load, env: Mapping[str, str], stdin: _Stdin) -> Response:
+    """The call's answer: the agent's if there is one, else by running it here."""
+    # What can be said without the plugin is said sooner than an agent is asked.
+    if env.get("CNI_COMMAND", "") not in ("", "VERSION"):
+        from cnvnet.cni import launch
+
+        response = launch.forward(name, env, stdin)
+        if response is not None:
+            return response
+    return run(name, load, env, stdin)
 
 
 def _answer(
