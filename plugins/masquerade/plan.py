@@ -15,10 +15,11 @@ from cnvnet.kernel.stack import Operation
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.plugins.masquerade import ruleset
 from cnvnet.plugins.masquerade.config import MAX_MTU, MIN_IPV6_MTU, Config
-from cnvnet.plugins.masquerade.ruleset import Family, Ruleset
+from cnvnet.plugins.masquerade.ruleset import Family
 from cnvnet.vm import names
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod_interface import InterfaceAddress
+from cnvnet.vm.ruleset import Ruleset
 from cnvnet.vm.sysctls import IPV4_FORWARDING, IPV6_FORWARDING, Setting
 
 # The same in every pod, so that a guest that moves to another finds the gateway it knows (pkg/network/link
@@ -56,7 +57,7 @@ class Wanted(NamedTuple):
     @property
     def tables(self) -> tuple[str, ...]:
         """The families that have a table."""
-        return tuple(each.family for each in self.rulesets)
+        return tuple(each.table.family for each in self.rulesets)
 
 
 def plan(config: Config, observed: Observed) -> Wanted:

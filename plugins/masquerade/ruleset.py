@@ -1,19 +1,18 @@
 """The nftables of a pod whose VM is behind masquerade, as values and as nft's text. Pure.
 
 KubeVirt's rules (pkg/network/setup/netpod/masquerade) in a table of our own per family, because others own
-`nat`: iptables-nft does. The guards, the hairpin and the rules of a migration's target are ours. Every rule
-has a comment that no other of its chain has: that is how CHECK knows it.
+`nat`: iptables-nft does. The guards, the hairpin and the rules of a migration's target are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final, NamedTuple
 
 from cnvnet.kernel.nft import Element
 from cnvnet.plugins.masquerade.config import TCP, Config, PortRange
 from cnvnet.vm.names import Names
+from cnvnet.vm.ruleset import Chain, Rule, Ruleset, Table
 
 TABLE: Final = "cnv_masquerade"
 # A chain that every ruleset has.
@@ -39,30 +38,6 @@ class Family(NamedTuple):
         return "ip" if self.gateway.version == 4 else "ip6"
 
 
-class Rule(NamedTuple):
-    """What matches, and what becomes of it."""
-
-    match: str
-    verdict: str
-    comment: str
-
-
-class Chain(NamedTuple):
-    """A chain; `hook` is its type, hook and priority, "" for one that others jump to."""
-
-    name: str
-    hook: str
-    rules: tuple[Rule, ...]
-
-
-class Ruleset(NamedTuple):
-    """One family's table. The sets and their elements, and the chains, none of which is empty."""
-
-    family: str
-    elements: tuple[Element, ...]
-    chains: tuple[Chain, ...]
-
-
 def plan(config: Config, names: Names, family: Family) -> Ruleset:
     """The table for one family of a binding."""
     chains = [
@@ -77,20 +52,12 @@ def plan(config: Config, names: Names, family: Family) -> Ruleset:
     ]
     elements = [_listed(family, each) for each in config.listed]
     elements += [_reserved(family, port) for port in _kept(config)]
-    return Ruleset(family.nft, tuple(elements), tuple(chain for chain in chains if chain.rules))
+    return Ruleset(table(family.nft), tuple(elements), tuple(chain for chain in chains if chain.rules))
 
 
-def render(ruleset: Ruleset) -> str:
-    """The transaction that makes the table, and fails where there is one of its name."""
-    head = f"{ruleset.family} {TABLE}"
-    sets = "".join(_render_set(name, ruleset.elements) for name in ("listed", "reserved"))
-    chains = "".join(map(_render_chain, ruleset.chains))
-    return f"create table {head}\ntable {head} {{\n{sets}{chains}}}\n"
-
-
-def render_removal(families: Sequence[str]) -> str:
-    """The transaction that removes the tables, whether they are there or not."""
-    return "".join(f"add table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
+def table(family: str) -> Table:
+    """The table of one of nft's families."""
+    return Table(family, TABLE)
 
 
 def _guard(names: Names, family: Family) -> Chain:
@@ -232,25 +199,3 @@ def _listed(family: Family, each: PortRange) -> Element:
 
 def _reserved(family: Family, port: int) -> Element:
     return Element(family.nft, TABLE, "reserved", ("inet_service",), (str(port),))
-
-
-def _render_set(name: str, elements: Sequence[Element]) -> str:
-    mine = [element for element in elements if element.set == name]
-    if not mine:
-        return ""
-    lines = [f"type {' . '.join(mine[0].types)}"]
-    if name == "listed":
-        lines.append("flags interval")
-    lines.append(f"elements = {{ {', '.join(' . '.join(element.key) for element in mine)} }}")
-    return _block(f"set {name}", lines)
-
-
-def _render_chain(chain: Chain) -> str:
-    lines = [f"type {chain.hook}; policy accept;"] if chain.hook else []
-    for rule in chain.rules:
-        lines.append(f'{rule.match} counter {rule.verdict} comment "{rule.comment}"'.lstrip())
-    return _block(f"chain {chain.name}", lines)
-
-
-def _block(head: str, lines: Sequence[str]) -> str:
-    return f"\t{head} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from cnvnet.plugins.masquerade import ruleset
 from cnvnet.plugins.masquerade.config import Config
 from cnvnet.plugins.masquerade.plan import Observed, plan
-from cnvnet.plugins.masquerade.ruleset import Ruleset
+from cnvnet.plugins.masquerade.ruleset import table as table_of
+from cnvnet.vm import ruleset
+from cnvnet.vm.ruleset import Ruleset
 from tests.unit.plugins.masquerade.test_plan import observed
 from tests.unit.plugins.masquerade.world import a_request
 
@@ -72,7 +73,7 @@ def test_flows_are_taken_up_only_where_new_ones_are_kept_out(listed: bool, istio
 
 
 def test_tables_are_removed_in_one_transaction() -> None:
-    assert ruleset.render_removal(("ip", "ip6")) == (
+    assert ruleset.render_removal((table_of("ip"), table_of("ip6"))) == (
         "add table ip cnv_masquerade\ndelete table ip cnv_masquerade\n"
         "add table ip6 cnv_masquerade\ndelete table ip6 cnv_masquerade\n"
     )

@@ -1,0 +1,100 @@
+"""The nftables of a pod, as values and as nft's text: what a binding loads in one transaction.
+
+Every rule has a comment that no other of its chain has: that is how CHECK knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cnvnet.cni.errors import IO_FAILURE, CNIError
+from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.nft import Element, NftError
+from cnvnet.kernel.stack import Kernel
+
+
+class Table(NamedTuple):
+    """Which table."""
+
+    family: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"table {self.family} {self.name}"
+
+
+class Rule(NamedTuple):
+    """What matches, and what becomes of it."""
+
+    match: str
+    verdict: str
+    comment: str
+
+
+class Chain(NamedTuple):
+    """A chain; `hook` is its type, hook and priority, "" for one that others jump to."""
+
+    name: str
+    hook: str
+    rules: tuple[Rule, ...]
+
+
+class Ruleset(NamedTuple):
+    """A whole table. The sets and their elements, and the chains, none of which is empty."""
+
+    table: Table
+    elements: tuple[Element, ...]
+    chains: tuple[Chain, ...]
+
+
+def render(ruleset: Ruleset) -> str:
+    """The transaction that makes the table, and fails where there is one of its name."""
+    head = f"{ruleset.table.family} {ruleset.table.name}"
+    names = dict.fromkeys(element.set for element in ruleset.elements)
+    sets = "".join(_render_set(name, ruleset.elements) for name in names)
+    chains = "".join(map(_render_chain, ruleset.chains))
+    return f"create table {head}\ntable {head} {{\n{sets}{chains}}}\n"
+
+
+def render_removal(tables: Iterable[Table]) -> str:
+    """The transaction that removes the tables, whether they are there or not."""
+    heads = [f"table {table.family} {table.name}" for table in tables]
+    return "".join(f"add {head}\ndelete {head}\n" for head in heads)
+
+
+def load(kernel: Kernel, netns: Netns, ruleset: Ruleset) -> None:
+    """Makes the table. Raises CNIError 5 naming it."""
+    with kernel.nft(netns) as nft:
+        try:
+            nft.run(render(ruleset))
+        except NftError as e:
+            raise CNIError(IO_FAILURE, f"{ruleset.table}: {e}") from e
+
+
+def delete(kernel: Kernel, netns: Netns, tables: Iterable[Table]) -> None:
+    """All in one transaction, whatever of them is there."""
+    wanted = tuple(tables)
+    if wanted:
+        with kernel.nft(netns) as nft:
+            nft.run(render_removal(wanted))
+
+
+def _render_set(name: str, elements: Sequence[Element]) -> str:
+    mine = [element for element in elements if element.set == name]
+    lines = [f"type {' . '.join(mine[0].types)}"]
+    if any("-" in part for element in mine for part in element.key):
+        lines.append("flags interval")
+    lines.append(f"elements = {{ {', '.join(' . '.join(element.key) for element in mine)} }}")
+    return _block(f"set {name}", lines)
+
+
+def _render_chain(chain: Chain) -> str:
+    lines = [f"type {chain.hook}; policy accept;"] if chain.hook else []
+    for rule in chain.rules:
+        lines.append(f'{rule.match} counter {rule.verdict} comment "{rule.comment}"'.lstrip())
+    return _block(f"chain {chain.name}", lines)
+
+
+def _block(head: str, lines: Sequence[str]) -> str:
+    return f"\t{head} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
