@@ -1,0 +1,286 @@
+"""The plugins as a kubelet has them called: by containerd and Multus, for pods of a real API server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from scripts.guest.machine import Guest, Nic
+from tests.e2e.guests.lab import CONTENT, V4, fetch, serving
+from tests.e2e.machine import eventually
+from tests.e2e.testbed import NADS, NETWORK_STATUS, NETWORKS, PODS, SERVER, Node, Testbed, default_network
+from tests.functional.crash.remains import Remains, leases, remains
+from tests.harness import Sandbox
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+DEFAULT = "v1.multus-cni.io/default-network"
+
+
+class Pod(NamedTuple):
+    """A pod that runs: its name and address, its sandbox, and what the API says of its networks, by name."""
+
+    name: str
+    address: str
+    container_id: str
+    sandbox: Sandbox
+    networks: dict[str, dict[str, Any]]
+
+    @property
+    def mac(self) -> str:
+        return str((self.sandbox.link("eth0") or {})["address"])
+
+
+class Cluster:
+    """The test bed as one test uses it: its pods and networks are gone at the end."""
+
+    def __init__(self, testbed: Testbed, undo: ExitStack) -> None:
+        self.testbed = testbed
+        self.node: Node = testbed.nodes[0]
+        self._undo = undo
+
+    def define(self, name: str, config: dict[str, Any]) -> None:
+        self.testbed.define(name, config)
+        self._undo.callback(self.testbed.api.delete, f"{NADS}/{name}")
+
+    def create(self, name: str, *networks: str, **annotations: str) -> None:
+        asked = {NETWORKS: ",".join(networks)} if networks else {}
+        self.testbed.create_pod(name, self.node, {**asked, **annotations})
+        self._undo.callback(self._gone, name)
+
+    def run(self, name: str, *networks: str, **annotations: str) -> Pod:
+        self.create(name, *networks, **annotations)
+        return self.running(name)
+
+    def running(self, name: str) -> Pod:
+        seen = self.testbed.wait_until_running(name)
+        status = json.loads(seen["metadata"]["annotations"][NETWORK_STATUS])
+        container_id = self.node.container_id(name)
+        assert container_id
+        sandbox = self.node.sandbox(container_id)
+        networks = {network["name"]: network for network in status}
+        return Pod(name, seen["status"]["podIP"], container_id, sandbox, networks)
+
+    def replaced(self, pod: Pod) -> Pod | None:
+        """The pod as it runs in another sandbox, once it does."""
+        if self.node.container_id(pod.name) in (None, pod.container_id):
+            return None
+        now = self.running(pod.name)
+        # What the API says is of the sandbox before for a while.
+        return now if now.sandbox.addresses("eth0") == [f"{now.address}/24"] else None
+
+    def refusal(self, name: str) -> str | None:
+        """Why a pod has no sandbox, once that is known."""
+        said = self.testbed.events(name)
+        return next((event for event in said if event.startswith("FailedCreatePodSandBox: ")), None)
+
+    def delete(self, pod: Pod) -> None:
+        self.testbed.delete_pod(pod.name)
+
+    def _gone(self, name: str) -> None:
+        if self.testbed.api.find(f"{PODS}/{name}"):
+            self.testbed.delete_pod(name)
+
+
+class Leftovers(NamedTuple):
+    """What pods have on a node, by whoever keeps it."""
+
+    ours: Remains
+    namespaces: list[str]
+    host_local: list[str]
+    caches: list[str]
+    programs: list[str]
+    cgroups: list[str]
+
+
+def leftovers(node: Node) -> Leftovers:
+    machine = node.machine
+    cni = machine.folder / "var/lib/cni"
+    caches = [*cni.glob("results/*"), *cni.glob("multus/**/*")]
+    return Leftovers(
+        ours=remains(machine),
+        namespaces=[mount for mount in machine.mounts() if mount.startswith("/run/netns/")],
+        host_local=sorted(path.name for path in cni.glob("networks/*/*.*.*.*")),
+        caches=sorted(path.name for path in caches if path.is_file()),
+        programs=[name for name in machine.programs() if name not in ("kubelet", "containerd", "cat")],
+        cgroups=machine.cgroups(),
+    )
+
+
+@pytest.fixture
+def cluster(testbed: Testbed) -> Iterator[Cluster]:
+    (node,) = testbed.nodes
+    before = leftovers(node)
+    with ExitStack() as undo:
+        yield Cluster(testbed, undo)
+    assert_like(before, node)
+
+
+def assert_like(before: Leftovers, node: Node) -> None:
+    """The node is as it was; containerd takes a moment longer than the API tells."""
+    try:
+        eventually(lambda: leftovers(node) == before, "nothing is left", seconds=30)
+    except AssertionError:
+        assert leftovers(node) == before
+
+
+def sample(name: str) -> dict[str, Any]:
+    """The configuration of a network in the sample of conf/."""
+    nads = yaml.safe_load_all((CONF / "vms-nad.yaml").read_text())
+    (config,) = (nad["spec"]["config"] for nad in nads if nad["metadata"]["name"] == name)
+    loaded: dict[str, Any] = json.loads(config)
+    return loaded
+
+
+def address_of(pod: Pod, network: str) -> str:
+    (address,) = pod.networks[network]["ips"]
+    return str(address)
+
+
+def assert_masqueraded(pod: Pod) -> None:
+    """The pod has its interface, and a guest's tap behind it."""
+    links = pod.sandbox.links()
+    assert {"eth0", "k6t-eth0", "tap0"} <= set(links)
+    assert links["tap0"]["master"] == "k6t-eth0"
+    assert pod.sandbox.addresses("eth0") == [f"{pod.address}/24"]
+    assert pod.sandbox.addresses("k6t-eth0") == ["10.0.2.1/24"]
+
+
+def assert_guest_talks(cluster: Cluster, pod: Pod) -> None:
+    """A virtual machine in the pod reaches a host beyond the node, and is reached from there."""
+    outside = cluster.testbed.control_plane.machine
+    side = V4._replace(outside=SERVER)
+    with Guest(pod.sandbox.netns, Nic("tap0", pod.mac, 1500)) as guest:
+        guest.run(
+            "ip link set eth0 up; ip addr add 10.0.2.2/24 dev eth0; ip route add default via 10.0.2.1"
+        ).ok()
+        with serving(outside, side, 8080) as server:
+            guest.run(f"mkdir -p /www; wget -q -O /www/content http://{SERVER}:8080/").ok()
+        assert server.callers == [pod.address]
+        guest.run("httpd -p 80 -h /www").ok()
+        assert fetch(outside, side, pod.address, 80, "/content") == CONTENT
+
+
+def test_a_pod_on_a_network_of_virtual_machines(cluster: Cluster) -> None:
+    """Its address and MAC are those of its lease, in the kernel and in what the API tells."""
+    cluster.define("vms", sample("vms"))
+    pods = [cluster.run(name, "vms") for name in ("one", "two")]
+    for pod in pods:
+        status = pod.networks["default/vms"]
+        (lease,) = (each for each in leases(cluster.node.machine) if pod.container_id in each.key)
+        assert lease.key == f"vms//{pod.container_id}/net1"
+        assert lease.holders == ((pod.container_id, "active"),)
+        assert (status["interface"], tuple(status["ips"]), status["mac"]) == ("net1", lease.ips, lease.mac)
+        assert pod.sandbox.addresses("net1") == [f"{lease.ips[0]}/24"]
+        link = pod.sandbox.links()["net1"]
+        assert (link["address"], link["mtu"], status["mtu"]) == (lease.mac, 1400, 1400)
+        assert pod.networks["pods"]["ips"] == [pod.address]
+    one, two = pods
+    assert address_of(one, "default/vms") != address_of(two, "default/vms")
+    one.sandbox.run("ping", "-c", "1", "-W", "20", "-I", "net1", address_of(two, "default/vms"))
+
+
+def test_a_virtual_machine_behind_the_binding_of_the_default_network(cluster: Cluster) -> None:
+    """As KubeVirt asks for a network binding: by a network of the pod that only masquerade is in."""
+    cluster.define("vms", sample("vms"))
+    cluster.define("masquerade", {"type": "masquerade"})
+    pod = cluster.run("vm", "vms", "masquerade")
+    # The binding reports nothing, so KubeVirt sees the pod's networks and no other.
+    assert list(pod.networks) == ["pods", "default/vms"]
+    assert sorted(pod.sandbox.links()) == ["eth0", "k6t-eth0", "lo", "net1", "tap0"]
+    assert_masqueraded(pod)
+    assert_guest_talks(cluster, pod)
+
+
+def test_masquerade_in_the_list_of_the_default_network(cluster: Cluster) -> None:
+    listed = [default_network(cluster.node.number), {"type": "masquerade"}]
+    cluster.define("behind", {"name": "pods", "plugins": listed})
+    pod = cluster.run("vm", **{DEFAULT: "behind"})
+    assert sorted(pod.sandbox.links()) == ["eth0", "k6t-eth0", "lo", "tap0"]
+    assert_masqueraded(pod)
+
+
+def test_pods_outlive_kubelet_and_containerd_and_end_as_ever(cluster: Cluster) -> None:
+    cluster.define("vms", sample("vms"))
+    cluster.define("masquerade", {"type": "masquerade"})
+    before = cluster.run("vm", "vms", "masquerade")
+    cluster.node.restart()
+    after = cluster.running("vm")
+    assert (after.container_id, after.networks) == (before.container_id, before.networks)
+    assert_masqueraded(after)
+    other = cluster.run("other", "vms")
+    assert address_of(other, "default/vms") != address_of(after, "default/vms")
+    cluster.delete(after)
+    other.sandbox.run("ping", "-c", "1", "-W", "20", SERVER)
+
+
+def test_a_pod_whose_sandbox_dies_gets_another(cluster: Cluster) -> None:
+    """kubelet deletes the attachments of the dead one and makes those of the new one."""
+    cluster.define("vms", sample("vms"))
+    cluster.define("masquerade", {"type": "masquerade"})
+    first = cluster.run("vm", "vms", "masquerade")
+    cluster.node.kill_sandbox(first.container_id)
+    second = eventually(lambda: cluster.replaced(first), "another sandbox runs")
+    assert_masqueraded(second)
+    held = [lease.key for lease in leases(cluster.node.machine)]
+    assert held == [f"vms//{second.container_id}/net1"]
+    assert len(list(cluster.node.machine.rundir.glob("attachments/*.json"))) == 2
+
+
+def test_many_pods_at_once(cluster: Cluster) -> None:
+    cluster.define("vms", sample("vms"))
+    cluster.define("masquerade", {"type": "masquerade"})
+    names = [f"vm-{number}" for number in range(6)]
+    for name in names:
+        cluster.create(name, "vms", "masquerade")
+    pods = [cluster.running(name) for name in names]
+    for pod in pods:
+        assert_masqueraded(pod)
+    assert len({address_of(pod, "default/vms") for pod in pods}) == len(names)
+    assert len({pod.networks["default/vms"]["mac"] for pod in pods}) == len(names)
+
+
+def on_a_vlan() -> dict[str, Any]:
+    # Whether bridges filter VLANs is the kernel's affair; this one does not.
+    return {"type": "cnv-bridge", "bridge": "cni0", "vlan": 33}
+
+
+def for_one_node() -> dict[str, Any]:
+    return {"type": "cnv-bridge", "bridge": "br-vms", "ipam": {"type": "static-ip", "subnet": "10.1.0.0/24"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (on_a_vlan(), r"vlan 33: .* filter VLANs \(.*\)"),
+        (for_one_node(), r"nodeLocal: .*"),
+    ],
+    ids=["vlan", "nodeLocal"],
+)
+def test_a_refusal_is_told_by_the_pods_events(cluster: Cluster, config: dict[str, Any], reason: str) -> None:
+    """And what was made before the refusal is gone while kubelet tries again and again."""
+    before = leftovers(cluster.node)
+    cluster.define("refused", config)
+    cluster.create("vm", "refused")
+    said = eventually(lambda: cluster.refusal("vm"), "the pod has a failure")
+    assert re.search(reason, said), said
+    assert_like(before, cluster.node)
+
+
+def test_a_pod_waits_for_an_address_until_there_is_one(cluster: Cluster) -> None:
+    config = sample("vms")
+    config["ipam"] |= {"rangeStart": "10.10.0.20", "rangeEnd": "10.10.0.20"}
+    cluster.define("small", {**config, "name": "small"})
+    first = cluster.run("first", "small")
+    cluster.create("second", "small")
+    said = eventually(lambda: cluster.refusal("second"), "there is no address for the second pod")
+    assert "10.10.0.20" in said
+    cluster.delete(first)
+    second = cluster.running("second")
+    assert address_of(second, "default/small") == "10.10.0.20"
