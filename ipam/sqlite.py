@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import time
+from _thread import allocate_lock
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -78,6 +79,7 @@ class Sqlite:
         self.name = os.path.join(folder, "leases.db")
         self._folder = folder
         self._lock = os.path.join(folder, "leases.lock")
+        self._turn = allocate_lock()
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
 
@@ -169,6 +171,17 @@ class Sqlite:
     @contextmanager
     def _locked(self) -> Generator[None]:
         """The writers' queue: held by one thread of one process, and let go by the kernel if that dies."""
+        # The lock file would keep threads apart as well, but one that waits for it naps.
+        if not self._turn.acquire(timeout=_PATIENCE):
+            raise _locked_out(self._lock)
+        try:
+            with self._lock_file():
+                yield
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def _lock_file(self) -> Generator[None]:
         try:
             _ensure_folder(self._folder)
             fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

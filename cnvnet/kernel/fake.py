@@ -13,6 +13,7 @@ from cnvnet.kernel import nft as nft_module
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
 from cnvnet.kernel.fake_namespace import FakeLink, FakeNamespace
 from cnvnet.kernel.links import (
+    RETIRED_GROUP,
     ChangeLink,
     CreateBridge,
     CreateDummy,
@@ -25,6 +26,7 @@ from cnvnet.kernel.links import (
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.netns import Netns, NotANamespace
 from cnvnet.kernel.nft import Nft
+from cnvnet.kernel.retired import Reaper
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.stack import Changes, KernelError, Operation, Stack, describe, ifindex_of
 from cnvnet.kernel.tap import CreateTap
@@ -41,6 +43,7 @@ class FakeKernel:
     """
 
     def __init__(self, *, vlans: bool = True, dummies: bool = True) -> None:
+        self.reaper: Reaper | None = None
         self.done: list[Operation | tuple[str, str]] = []
         self._namespaces: dict[str, FakeNamespace] = {}
         self._files: set[str] = set()
@@ -145,7 +148,8 @@ class FakeStack:
         return found.shown() if found is not None else None
 
     def links(self) -> list[Link]:
-        return [link.shown() for link in self._namespace.links.values()]
+        shown = (link.shown() for link in self._namespace.links.values())
+        return [link for link in shown if link.group != RETIRED_GROUP]
 
     def addresses(self, ifindex: int = 0) -> list[Address]:
         return [a for a in self._namespace.addresses if ifindex in (0, a.ifindex)]

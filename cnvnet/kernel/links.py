@@ -64,6 +64,8 @@ _RTEXT_FILTER_SKIP_STATS: Final = 8
 # IF_OPER_*, RFC 2863
 _OPERSTATES: Final = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
 _NAME_SIZE: Final = 16  # IFNAMSIZ, with its NUL
+# The link group of retired links (cnvnet.kernel.retired): "cnvx", a number nobody takes by chance.
+RETIRED_GROUP: Final = 0x636E7678
 
 _IFINFO: Final = struct.Struct("=BxHiII")
 _U32: Final = struct.Struct("=I")

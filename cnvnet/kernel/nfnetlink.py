@@ -49,6 +49,9 @@ class Connection(Socket):
         super().__init__(NETLINK_NETFILTER)
         self._room = _DEFAULT_ROOM
 
+    def __enter__(self) -> Connection:
+        return self
+
     def transaction(self, messages: Sequence[Message]) -> dict[int, int]:
         """All messages or none: {} when they are committed, else the errno of each refused one by its index.
 

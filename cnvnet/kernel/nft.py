@@ -69,18 +69,21 @@ class Nft(Protocol):
 @contextmanager
 def open_nft(netns: Netns | None = None) -> Generator[Nft]:
     """nftables of a namespace (None: the thread's own), for one thread, closed at the end of the block."""
+    with connect(netns) as connection:
+        yield Nftables(connection, netns)
+
+
+def connect(netns: Netns | None = None) -> wire.Connection:
+    """A connection to nftables of a namespace (None: the thread's own), for one thread at a time."""
     try:
         if netns is None:
-            connection = wire.Connection()
-        else:
-            with entered(netns):
-                connection = wire.Connection()
+            return wire.Connection()
+        with entered(netns):
+            return wire.Connection()
     except OSError as e:
         if e.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
             raise NftError(e.errno, "nftables: the kernel has no nfnetlink (modprobe nfnetlink)") from e
         raise
-    with connection:
-        yield Nftables(connection, netns)
 
 
 class Nftables:

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cnvnet.kernel import addresses, links, neighbours, netns, routes, sysctl, tap, vlans
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
@@ -30,6 +30,9 @@ from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
+
+if TYPE_CHECKING:
+    from cnvnet.kernel.retired import Reaper
 
 Operation = (
     CreateBridge
@@ -76,7 +79,8 @@ class KernelError(OSError):
 
 
 class Reader(Protocol):
-    """What can be asked. Every read is complete: a dump the kernel interrupted is repeated.
+    """What can be asked. Every read is complete: a dump the kernel interrupted is repeated. `links` leaves
+    out those that are retired.
 
     `link` takes a name or an ifindex. With an ifindex the others tell of that link only, and nothing when
     it is gone. `vlans` of a bridge are those of the bridge itself; a kernel without VLAN filtering has
@@ -128,9 +132,12 @@ class Kernel(Protocol):
 
     `netns` opens the namespace at a path and raises FileNotFoundError when there is none, NotANamespace
     (an OSError, cnvnet.kernel.netns) when the path is something else. `own` is the inode of the call's own
-    namespace.
+    namespace. `reaper` deletes what is retired (cnvnet.kernel.retired); None in a program that ends with its
+    call, which deletes at once.
     """
 
+    @property
+    def reaper(self) -> Reaper | None: ...
     def stack(self, netns: Netns | None = None) -> AbstractContextManager[Stack]: ...
     def nft(self, netns: Netns | None = None) -> AbstractContextManager[Nft]: ...
     def netns(self, path: str) -> AbstractContextManager[Netns]: ...
@@ -158,7 +165,8 @@ class NetlinkStack:
             raise KernelError(e.errno or errno.EIO, f"link {name}: {e.text}") from e
 
     def links(self) -> list[Link]:
-        return [links.decode(raw) for raw in self._dump("links", links.query_all())]
+        found = map(links.decode, self._dump("links", links.query_all()))
+        return [link for link in found if link.group != links.RETIRED_GROUP]
 
     def addresses(self, ifindex: int = 0) -> list[Address]:
         found = map(addresses.decode, self._dump("addresses", addresses.query(ifindex)))
@@ -253,6 +261,9 @@ class NetlinkStack:
 
 class LinuxKernel:
     """The kernel this program runs on."""
+
+    def __init__(self) -> None:
+        self.reaper: Reaper | None = None
 
     @contextmanager
     def stack(self, netns: Netns | None = None) -> Generator[Stack]:

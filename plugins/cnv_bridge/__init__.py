@@ -9,14 +9,22 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from cnvnet.cni.skel import Plugin
+    from cnvnet.ipam.static_ip.plugin import StaticIP
+    from cnvnet.kernel.stack import Kernel
 
 
-def load(env: Mapping[str, str]) -> Plugin:
-    """The plugin for a caller with this environment."""
+def load(
+    env: Mapping[str, str], *, kernel: Kernel | None = None, static_ip: StaticIP | None = None
+) -> Plugin:
+    """The plugin for a caller with this environment.
+
+    A process that stays has one kernel (cnvnet.kernel.resident) for all of them, and one address manager,
+    which keeps its stores open.
+    """
     # Not at the top: VERSION answers without json, ipaddress, pyroute2 and the rest.
     from cnvnet.plugins.cnv_bridge import plugin
 
-    return plugin.load(env)
+    return plugin.load(env, kernel, static_ip)
 
 
 def main() -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cnvnet.cni import delegate
 from cnvnet.cni.errors import INTERNAL, CNIError
@@ -12,6 +12,9 @@ from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
 from cnvnet.diagnostics import say
 from cnvnet.plugins.cnv_bridge.config import OWN_IPAM
+
+if TYPE_CHECKING:
+    from cnvnet.ipam.static_ip.plugin import StaticIP
 
 
 class Lease(NamedTuple):
@@ -85,11 +88,11 @@ class Foreign:
 class Own:
     """static-ip, called as a function: only so can it hand over the MAC it keeps for a virtual machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, plugin: StaticIP | None) -> None:
         # Not at the top: whoever has a foreign IPAM or none does without SQLite.
         from cnvnet.ipam.static_ip.plugin import StaticIP
 
-        self._plugin = StaticIP()
+        self._plugin = plugin or StaticIP()
 
     def add(self, request: Request) -> Lease:
         assignment = self._plugin.assign(request)
@@ -111,5 +114,6 @@ class Own:
         self._plugin.status(request)
 
 
-def choose(plugin_type: str) -> Ipam:
-    return Own() if plugin_type == OWN_IPAM else Foreign(plugin_type)
+def choose(plugin_type: str, static_ip: StaticIP | None = None) -> Ipam:
+    """The manager of this type; our own is `static_ip`, if the process keeps one."""
+    return Own(static_ip) if plugin_type == OWN_IPAM else Foreign(plugin_type)

@@ -24,7 +24,7 @@ from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
-from cnvnet.kernel.stack import LinuxKernel
+from cnvnet.kernel.stack import Kernel, LinuxKernel
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
 from cnvnet.plugins.cnv_bridge.config import Config, Remnants, ensure_usable_ifname
@@ -32,6 +32,7 @@ from cnvnet.plugins.cnv_bridge.leftovers import Tools
 from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
 
 if TYPE_CHECKING:
+    from cnvnet.ipam.static_ip.plugin import StaticIP
     from cnvnet.plugins.cnv_bridge.ipam import Ipam
 
 
@@ -40,11 +41,11 @@ class CnvBridge:
 
     name = "cnv-bridge"
 
-    def __init__(self, tools: Tools, choose_ipam: Callable[[str], Ipam] | None = None) -> None:
+    def __init__(self, tools: Tools, choose_ipam: Callable[[str], Ipam]) -> None:
         self._tools = tools
         self._kernel = tools.kernel
         self._attachments = tools.attachments
-        self._choose_ipam = choose_ipam or _choose_ipam
+        self._choose_ipam = choose_ipam
 
     def add(self, request: Request) -> Result:
         config = Config.parse(request)
@@ -144,11 +145,14 @@ class CnvBridge:
             raise errors[0]
 
 
-def load(env: Mapping[str, str]) -> CnvBridge:
-    """The plugin for a caller with this environment."""
+def load(
+    env: Mapping[str, str], kernel: Kernel | None = None, static_ip: StaticIP | None = None
+) -> CnvBridge:
+    """The plugin for a caller with this environment; what it is not given it makes."""
     attachments = AttachmentFiles(rundir(env))
     masquerade = Masquerade(attachments, os.path.join(rundir(env), "masquerade"))
-    return CnvBridge(Tools(LinuxKernel(), attachments, masquerade))
+    tools = Tools(kernel or LinuxKernel(), attachments, masquerade)
+    return CnvBridge(tools, partial(_choose_ipam, static_ip=static_ip))
 
 
 def _read(slot: Slot) -> Record | None:
@@ -160,10 +164,10 @@ def _read(slot: Slot) -> Record | None:
         return None
 
 
-def _choose_ipam(plugin_type: str) -> Ipam:
+def _choose_ipam(plugin_type: str, static_ip: StaticIP | None) -> Ipam:
     from cnvnet.plugins.cnv_bridge.ipam import choose  # not at the top: many networks have no addresses
 
-    return choose(plugin_type)
+    return choose(plugin_type, static_ip)
 
 
 def _request_of(key: Key, request: Request) -> Request:

@@ -73,11 +73,28 @@ class Removal:
         with self._tools.kernel.stack() as host:
             link = self._host_end(host)
             if link is not None:
-                port.delete(host, link.ifindex)
+                if not self._retire(host, link):
+                    port.delete(host, link.ifindex)
                 return
         # The kernel deletes both ends with either; without the host end there is at most half of it left.
         if self._request.netns:
             self._delete_container_end()
+
+    def _retire(self, host: Stack, link: Link) -> bool:
+        """Whether the port is out of the way already, for the reaper of a process that stays to delete."""
+        kernel, request = self._tools.kernel, self._request
+        if kernel.reaper is None or not request.netns:
+            return False
+        from cnvnet.kernel.retired import retire  # not at the top: a program that ends has no reaper
+
+        try:
+            with kernel.netns(request.netns) as netns, kernel.stack(netns) as pod:
+                if not retire(host, link, pod, request.ifname):
+                    return False
+        except OSError:
+            return False  # there is no such namespace any more
+        kernel.reaper.notify()
+        return True
 
     def _host_end(self, host: Stack) -> Link | None:
         if self._left is not None:

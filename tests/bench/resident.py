@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from cnvnet.cni import skel
@@ -52,10 +53,15 @@ class Resident:
 
 
 def _loads() -> Mapping[str, skel.Load]:
-    from cnvnet.ipam import static_ip
+    from cnvnet.ipam.static_ip.plugin import StaticIP
+    from cnvnet.kernel.resident import ResidentKernel
     from cnvnet.plugins import cnv_bridge
 
-    return {"cnv-bridge": cnv_bridge.load, "static-ip": static_ip.load}
+    kernel, static_ip = ResidentKernel(), StaticIP()
+    return {
+        "cnv-bridge": partial(cnv_bridge.load, kernel=kernel, static_ip=static_ip),
+        "static-ip": lambda _: static_ip,
+    }
 
 
 def _serve(run: Callable[..., skel.Response]) -> None:

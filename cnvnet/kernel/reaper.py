@@ -1,0 +1,58 @@
+"""The thread of a process that stays which deletes retired links (cnvnet.kernel.retired)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from cnvnet.diagnostics import say
+from cnvnet.kernel.retired import sweep
+from cnvnet.kernel.stack import Kernel
+
+# How long links gather: a burst of deletions becomes a few messages, and none waits for 100 ms.
+_GATHERING: Final = 0.05
+# After a refusal, which nothing but a lack of memory explains.
+_PAUSE: Final = 1.0
+
+
+class ReaperThread:
+    """Deletes in the network namespace in which it is made, from then until `close`.
+
+    It begins with what a killed process has left.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._wanted.set()
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Deletes what is left, and ends the thread."""
+        self._closing.set()
+        self._wanted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wanted.wait()
+            self._closing.wait(_GATHERING)
+            # Before the deed: a link retired meanwhile is taken along or asks again.
+            self._wanted.clear()
+            if not self._sweep() and not self._closing.wait(_PAUSE):
+                self._wanted.set()
+        self._sweep()
+
+    def _sweep(self) -> bool:
+        try:
+            with self._kernel.stack() as host:
+                sweep(host)
+        except OSError as e:
+            say(f"deleting retired links: {e}")
+            return False
+        return True
