@@ -1,0 +1,8 @@
+"""python -m cnvnet.agent, for whoever knows the interpreter and not where the executables are."""
+
+from __future__ import annotations
+
+from cnvnet.agent import main
+
+if __name__ == "__main__":
+    main()

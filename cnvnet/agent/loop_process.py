@@ -1,0 +1,270 @@
+"""The packet loop's process: started, spoken to, and started again when it has died."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from cnvnet.agent import log
+from cnvnet.guest.channel import VERSION
+
+# Seconds. An answer takes a millisecond; who needs this long is not going to give one.
+_ANSWER: Final = 5.0
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+# Who has lived so long did not die of being started.
+_STABLE: Final = 10.0
+_LARGEST: Final = 1 << 18
+
+
+class LoopError(Exception):
+    """The loop is not there, does not answer, or refuses; the text says which."""
+
+
+class Totals(NamedTuple):
+    """What has been counted since the agent was started. `events` by (service, event)."""
+
+    events: Mapping[tuple[str, str], int]
+    dropped: int
+    throttled: int
+
+
+class Lost(NamedTuple):
+    """A guest whose socket failed: it is not served any more."""
+
+    name: str
+    reason: str
+
+
+class PacketLoop:
+    """The loop, whichever process it is at the moment. `changed` is called, in a thread of ours, when the
+    process has died or has lost a guest: then `keep_alive` and `take_lost` have something to do.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._process: _Process | None = None
+        self._one_at_a_time = threading.Lock()
+        self._there = threading.Event()
+        self._lost: deque[Lost] = deque()
+        self._pause = 0.0
+        self._not_before = 0.0
+        self._before = Totals(Counter(), 0, 0)  # of processes that have died
+        self._latest = Totals(Counter(), 0, 0)  # of the one there is
+        self.restarts = -1  # the first start is none
+
+    def keep_alive(self) -> bool:
+        """Starts a process if there is none, not too often. True: there is one, and nobody is served yet."""
+        now = time.monotonic()
+        process = self._process
+        if process is not None and process.is_alive():
+            return False
+        if process is not None:
+            self._bury(process, now)
+        if now < self._not_before:
+            return False
+        try:
+            self._process = _Process(self._changed, self._lost)
+        except OSError as e:
+            log.error("the packet loop cannot be started", error=str(e))
+            self._delay(now)
+            return False
+        self.restarts += 1
+        self._there.set()
+        log.info("packet loop started", pid=self._process.pid, restarts=self.restarts)
+        return True
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._there.clear()
+            self._process.end()
+
+    def is_alive(self) -> bool:
+        process = self._process
+        return process is not None and process.is_alive()
+
+    @property
+    def pid(self) -> int:
+        """0: there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is a process, now or within `seconds`."""
+        return self._there.wait(seconds) and self.is_alive()
+
+    def serve(self, name: str, settings: Mapping[str, object], tap: socket.socket) -> None:
+        """The guest is served on return. LoopError."""
+        answer = self._ask({"serve": name, "settings": settings}, ("served", "refused"), name, tap)
+        if "refused" in answer:
+            raise LoopError(str(answer.get("reason")))
+
+    def drop(self, name: str) -> None:
+        """The guest's socket is closed on return, be it by the end of the process."""
+        try:
+            self._ask({"drop": name}, ("dropped",), name)
+        except LoopError as e:
+            log.debug("drop", record=name, error=str(e))
+
+    def take_lost(self) -> list[Lost]:
+        """Guests that the loop has lost since the last call."""
+        return [self._lost.popleft() for _ in range(len(self._lost))]
+
+    def totals(self) -> Totals:
+        """What was counted last is told while there is no process to ask."""
+        try:
+            answer = self._ask({"counters": True}, ("counters",), None)
+        except LoopError as e:
+            log.debug("counters", error=str(e))
+        else:
+            events = Counter({(service, event): number for service, event, number in answer["counters"]})
+            self._latest = Totals(events, answer["dropped"], answer["throttled"])
+        return _sum(self._before, self._latest)
+
+    def _ask(
+        self,
+        request: Mapping[str, object],
+        replies: tuple[str, ...],
+        name: str | None,
+        tap: socket.socket | None = None,
+    ) -> dict[str, Any]:
+        with self._one_at_a_time:
+            process = self._process
+            if process is None or not process.is_alive():
+                raise LoopError("the packet loop is not running")
+            return process.ask({"v": VERSION, **request}, replies, name, tap)
+
+    def _bury(self, process: _Process, now: float) -> None:
+        self._process = None
+        self._there.clear()
+        self._lost.clear()  # nobody is served now, and all will be again
+        process.end()
+        log.error("the packet loop has ended", pid=process.pid, status=process.status())
+        self._before, self._latest = _sum(self._before, self._latest), Totals(Counter(), 0, 0)
+        if now - process.started > _STABLE:
+            self._pause = 0.0
+        self._delay(now)
+
+    def _delay(self, now: float) -> None:
+        self._not_before = now + self._pause
+        self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+
+
+class _Process:
+    """One process, its end of the channel, and the threads that listen to it."""
+
+    def __init__(self, changed: Callable[[], None], lost: deque[Lost]) -> None:
+        self._changed = changed
+        self._lost = lost
+        self._replies: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._alive = True
+        self.started = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        timeout = struct.pack("@ll", int(_ANSWER), 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        self._channel = ours
+        command = [sys.executable, "-I", "-m", "cnvnet.guest.responder", str(theirs.fileno())]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for us
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        for target in (self._read, self._hear):
+            threading.Thread(target=target, name=f"loop-{self.pid}", daemon=True).start()
+
+    def is_alive(self) -> bool:
+        return self._alive
+
+    def status(self) -> int | None:
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Its end is the end of the channel; one that does not see that is killed."""
+        self._alive = False
+        try:
+            self._channel.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was gone before us
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def ask(
+        self,
+        request: Mapping[str, object],
+        replies: tuple[str, ...],
+        name: str | None,
+        tap: socket.socket | None,
+    ) -> dict[str, Any]:
+        """The reply that is about this request. LoopError; a process that does not answer is killed."""
+        aside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("@i", tap.fileno()))] if tap else []
+        try:
+            self._channel.sendmsg([json.dumps(request).encode()], aside)
+        except OSError as e:
+            raise LoopError(f"the packet loop cannot be told: {e.strerror}") from e
+        deadline = time.monotonic() + _ANSWER
+        while self._alive:
+            try:
+                reply = self._replies.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                log.error("the packet loop does not answer and is killed", pid=self.pid)
+                self._process.kill()
+                raise LoopError("the packet loop does not answer") from None
+            if "error" in reply:
+                raise LoopError(f"the packet loop: {reply['error']}")
+            said = next((reply[key] for key in replies if key in reply), None)
+            if said is not None and name in (None, said):
+                return reply
+        raise LoopError("the packet loop has ended")
+
+    def _read(self) -> None:
+        """Until the process closes its end."""
+        while True:
+            try:
+                data = self._channel.recv(_LARGEST)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            reply: dict[str, Any] = json.loads(data)
+            if "lost" in reply:
+                self._lost.append(Lost(reply["lost"], str(reply.get("reason"))))
+                self._changed()
+            else:
+                self._replies.put(reply)
+        self._alive = False
+        self._channel.close()
+        self._replies.put({})  # whoever waits sees that it is over
+        self._changed()
+
+    def _hear(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                log.warning(line.decode(errors="replace").rstrip(), pid=self.pid, part="packet loop")
+
+
+def _sum(one: Totals, other: Totals) -> Totals:
+    events = Counter(one.events) + Counter(other.events)
+    return Totals(events, one.dropped + other.dropped, one.throttled + other.throttled)

@@ -1,0 +1,167 @@
+"""The resolv.conf of a pod, found by its network namespace: no call of a runtime's says where it is.
+
+At ADD a sandbox has no process. Later it has some, and each of them has the pod's resolv.conf, so they are
+looked for until there is one. They are the tenant's: nothing that they can put there may do us harm.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from cnvnet.agent import log
+from cnvnet.guest import resolvconf
+from cnvnet.guest.resolvconf import ResolvConf
+
+# resolv.conf(5) has no limit; three servers and 32 search domains are a tenth of this.
+LIMIT: Final = 64 * 1024
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+
+
+class PodDns:
+    """What is known, and a thread that looks for what is not. `found` is called in it."""
+
+    def __init__(self, found: Callable[[], None]) -> None:
+        self._found = found
+        self._known: dict[int, ResolvConf] = {}
+        self._wanted: set[int] = set()
+        self._fresh: list[int] = []
+        self._pause = _FIRST_PAUSE
+        self._change = threading.Condition()
+        self._looks = 0
+        self._urgent = False
+        self._thread = threading.Thread(target=self._look, name="pod-dns", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def get(self, inode: int) -> ResolvConf | None:
+        """That of the pod with this network namespace; None: it is being looked for from now on."""
+        with self._change:
+            known = self._known.get(inode)
+            if known is None and inode not in self._wanted:
+                self._wanted.add(inode)
+                self._hurry()
+            return known
+
+    def await_look(self, seconds: float) -> None:
+        """Returns when everything that was wanted before has been looked for once."""
+        with self._change:
+            # The look that may be going on began too early.
+            enough = self._looks + 2 if self._wanted else self._looks
+            self._hurry()
+            self._change.wait_for(lambda: self._looks >= enough or not self._wanted, seconds)
+
+    def forget(self, inode: int) -> None:
+        """The namespace has gone: its inode may be another's soon."""
+        with self._change:
+            self._known.pop(inode, None)
+            self._wanted.discard(inode)
+
+    def take_found(self) -> list[int]:
+        """The namespaces whose pods have become known since the last call."""
+        with self._change:
+            found, self._fresh = self._fresh, []
+        return found
+
+    def _hurry(self) -> None:
+        self._urgent, self._pause = True, _FIRST_PAUSE
+        self._change.notify_all()
+
+    def _is_urgent(self) -> bool:
+        return self._urgent
+
+    def _look(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: bool(self._wanted))
+                wanted = frozenset(self._wanted)
+            found = look(wanted)
+            with self._change:
+                self._looks += 1
+                found = {inode: conf for inode, conf in found.items() if inode in self._wanted}
+                self._known |= found
+                self._wanted -= found.keys()
+                self._fresh += found
+                self._change.notify_all()
+            if found:
+                log.debug("found a resolv.conf", namespaces=sorted(found))
+                self._found()
+            with self._change:
+                pause = self._pause
+                self._pause = min(pause * 1.5, _LONGEST_PAUSE)
+                # Whoever is wanted newly is looked for at once.
+                self._change.wait_for(self._is_urgent, pause)
+                self._urgent = False
+
+
+def look(wanted: Collection[int]) -> dict[int, ResolvConf]:
+    """The resolv.conf of each of these network namespaces (inodes) in which a process has one."""
+    found: dict[int, ResolvConf] = {}
+    own = {_inode("/proc/self/ns/mnt"), _inode("/proc/1/ns/mnt")}
+    for process in _processes():
+        netns = _inode(f"{process}/ns/net")
+        if netns not in wanted or netns in found:
+            continue
+        # A tool of the node's that is in the pod's network for a moment sees the node's file.
+        if _inode(f"{process}/ns/mnt") in own:
+            continue
+        text = read(f"{process}/root")
+        if text is not None:
+            found[netns] = resolvconf.parse(text)
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def read(root: str) -> str | None:
+    """etc/resolv.conf below a root that belongs to somebody else; None if it has no ordinary one.
+
+    No symbolic link is followed: it would lead to a file of ours.
+    """
+    try:
+        top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # the process has gone
+    try:
+        etc = os.open("etc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    except OSError:
+        return None
+    finally:
+        os.close(top)
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        # Looked at before it is opened: opening a device may already do something.
+        if not stat.S_ISREG(os.stat("resolv.conf", dir_fd=etc, follow_symlinks=False).st_mode):
+            return None
+        fd = os.open("resolv.conf", flags, dir_fd=etc)
+    except OSError:
+        return None
+    finally:
+        os.close(etc)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        content = os.read(fd, LIMIT + 1)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return content.decode(errors="replace") if len(content) <= LIMIT else None
+
+
+def _processes() -> Iterator[str]:
+    """Their folders, the oldest first as long as process ids have not begun again: a sandbox's own."""
+    numbers = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return (f"/proc/{number}" for number in numbers)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
