@@ -186,7 +186,7 @@ class Node(Sandbox):
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-OURS = ("cnv-bridge", "masquerade", "static-ip")
+OURS = ("cnv-bridge", "masquerade", "static-ip", "vm-bridge")
 
 
 def _resolve(program: str) -> str:

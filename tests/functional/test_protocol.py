@@ -416,6 +416,7 @@ def test_version_and_about_import_next_to_nothing(name: str, env: dict[str, str]
         "cnvnet.plugins",
         "cnvnet.plugins.cnv_bridge",
         "cnvnet.plugins.masquerade",
+        "cnvnet.plugins.vm_bridge",
         "cnvnet.ipam",
         "cnvnet.ipam.static_ip",
     }

@@ -1,0 +1,151 @@
+"""One ADD: the record before the first deed and after the last, and an undo that goes by what is there."""
+
+from __future__ import annotations
+
+import errno
+import time
+from ipaddress import IPv6Address
+from typing import Final
+
+from cnvnet.attachments import ADDED, ADDING, Record, Slot, boot_id
+from cnvnet.attempts import Undo
+from cnvnet.cni.result import DNS, Result
+from cnvnet.diagnostics import say
+from cnvnet.guest import provider, settings_json
+from cnvnet.kernel.addresses import AddAddress, DeleteAddress, RestoreAddress
+from cnvnet.kernel.links import ChangeLink, CreateBridge, CreateDummy, Link
+from cnvnet.kernel.neighbours import ResolveNeighbour
+from cnvnet.kernel.stack import KernelError, Stack
+from cnvnet.plugins.binding import Call
+from cnvnet.plugins.vm_bridge import leftovers, original, plan, ruleset
+from cnvnet.plugins.vm_bridge.config import Config
+from cnvnet.plugins.vm_bridge.leftovers import Leftovers
+from cnvnet.plugins.vm_bridge.original import Original
+from cnvnet.plugins.vm_bridge.plan import Wanted
+from cnvnet.vm import names, pod_interface, sysctls, traces
+from cnvnet.vm import ruleset as vm_ruleset
+
+# The kernel asks three times, a second apart.
+_SECONDS: Final = 3.0
+
+
+class Addition:
+    """An ADD whose configuration is sound and whose attachment has nothing left of an earlier one."""
+
+    def __init__(self, call: Call[Config]) -> None:
+        self._call = call
+        self._pod = call.pod
+
+    def run(self, slot: Slot) -> Result:
+        """Raises CNIError or OSError; nothing of the attachment is left then."""
+        call, stack, netns = self._call, self._pod.stack, self._pod.netns
+        link = pod_interface.find(stack, call.request, call.result)
+        plan.ensure_fit(link)
+        plan.ensure_free(names.of(link.name), stack.links())
+        was = original.observe(stack, link)
+        wanted = self._plan(was)
+        left = Leftovers(was)
+        record = Record(call.key, call.request.netns, netns.inode, boot_id(), ADDING, left.to_json())
+        with Undo() as undo:
+            undo.finally_("record", slot.remove)
+            slot.write(record)
+            # One for all: what has been done is there to be seen, and what it was before is in the record.
+            undo.push(link.name, self._restore, left)
+            self._wire(wanted, was)
+            guest = _recorded(wanted)
+            slot.write(record._replace(state=ADDED, guest=guest))
+            if guest is not None:
+                provider.serve(call.env, call.config.guest, call.key)
+        return call.result or Result()
+
+    def _plan(self, was: Original) -> Wanted:
+        stack, config = self._pod.stack, self._call.config
+        router = plan.unknown_router(was) if plan.serves(config, was) else None
+        router_mac = resolved(stack, was, router) if router is not None else ""
+        if router is not None and not router_mac:
+            say(f"{was.name}: {router} does not answer: the guest gets no IPv6 default route")
+        return plan.plan(
+            config,
+            was,
+            taken=(address.address.ip for address in stack.addresses()),
+            router_mac=router_mac,
+            dns=self._call.result.dns if self._call.result is not None else DNS(),
+        )
+
+    def _restore(self, left: Leftovers) -> None:
+        errors = leftovers.remove(self._pod.kernel, self._pod.netns, self._pod.stack, left)
+        if errors:
+            raise errors[0]
+
+    def _wire(self, wanted: Wanted, was: Original) -> None:
+        """The table before the links are there, and the links up only when all is done."""
+        pod, alias = self._pod.stack, traces.alias(self._call.key)
+        vm_ruleset.load(self._pod.kernel, self._pod.netns, ruleset.plan(wanted.names, wanted.served))
+        (bridge,) = pod.apply(wanted.bridge)
+        (tap,) = pod.apply(wanted.tap)
+        pod.apply(
+            ChangeLink(bridge.ifindex, alias=alias),
+            ChangeLink(tap.ifindex, alias=alias, mtu=wanted.mtu, master=bridge.ifindex),
+        )
+        sysctls.apply(pod, wanted.on_links)
+        _take(pod, wanted, was, bridge, alias)
+        _stand_in(pod, was, alias)
+        if wanted.server is not None:
+            pod.apply(AddAddress(bridge.ifindex, wanted.server))
+        pod.apply(*(ChangeLink(each, up=True) for each in (bridge.ifindex, tap.ifindex, was.ifindex)))
+
+
+def resolved(pod: Stack, was: Original, address: IPv6Address) -> str:
+    """The MAC address of somebody on the link, "" if nobody answers."""
+    pod.apply(ResolveNeighbour(was.ifindex, address))
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        known = (each.mac for each in pod.neighbours(was.ifindex) if each.address == address)
+        mac = next(known, "")
+        if mac or time.monotonic() >= deadline:
+            return mac
+        time.sleep(0.01)
+
+
+def _take(pod: Stack, wanted: Wanted, was: Original, bridge: Link, alias: str) -> None:
+    """The pod's interface becomes a port of the bridge, with neither MAC nor addresses of the guest's."""
+    # It learns nothing: behind it is everything that is not the guest.
+    pod.apply(
+        ChangeLink(
+            was.ifindex,
+            up=False,
+            name=wanted.names.nic,
+            mac=wanted.mac,
+            alias=alias,
+            master=bridge.ifindex,
+            learning=False,
+        )
+    )
+    sysctls.apply(pod, [sysctls.Setting(original.disable_ipv6(wanted.names.nic), "1", required=False)])
+    for address in pod.addresses(was.ifindex):
+        try:
+            pod.apply(DeleteAddress(was.ifindex, address.address, address.peer))
+        except KernelError as e:
+            if e.errno != errno.EADDRNOTAVAIL:
+                raise  # a secondary address goes with its primary one
+
+
+def _stand_in(pod: Stack, was: Original, alias: str) -> None:
+    """A link that looks like the pod's interface to whoever looks for that, and never comes up."""
+    try:
+        (link,) = pod.apply(CreateDummy(was.name, mac=was.mac, mtu=was.mtu))
+    except KernelError as e:
+        if e.errno != errno.EOPNOTSUPP:
+            raise
+        (link,) = pod.apply(CreateBridge(was.name, mac=was.mac, up=False))
+        pod.apply(ChangeLink(link.ifindex, mtu=was.mtu))
+    pod.apply(ChangeLink(link.ifindex, alias=alias))
+    if was.disable_ipv6 is not None:
+        sysctls.apply(pod, [sysctls.Setting(original.disable_ipv6(was.name), was.disable_ipv6)])
+    pod.apply(*(RestoreAddress(address._replace(ifindex=link.ifindex)) for address in was.addresses))
+
+
+def _recorded(wanted: Wanted) -> dict[str, object] | None:
+    if wanted.served is None:
+        return None
+    return {"ifname": wanted.names.tap, "settings": settings_json.encode(wanted.served)}

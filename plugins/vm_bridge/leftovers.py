@@ -1,0 +1,159 @@
+"""What one ADD leaves behind, as its record keeps it, and how the pod gets its interface back."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from cnvnet.attachments import Key
+from cnvnet.attempts import Attempts
+from cnvnet.cni.errors import CNIError
+from cnvnet.kernel.addresses import RestoreAddress
+from cnvnet.kernel.links import ChangeLink, Link
+from cnvnet.kernel.neighbours import AddNeighbour
+from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.routes import AddRoute
+from cnvnet.kernel.stack import Kernel, KernelError, Operation, Stack
+from cnvnet.plugins.vm_bridge import original, plan, ruleset
+from cnvnet.plugins.vm_bridge.original import Original
+from cnvnet.vm import names as all_names
+from cnvnet.vm import ruleset as vm_ruleset
+from cnvnet.vm import traces
+from cnvnet.vm.names import Names
+
+# What stands in for the pod's interface: a dummy, or a bridge where the kernel has none.
+STAND_INS: Final = ("dummy", "bridge")
+
+
+class Leftovers(NamedTuple):
+    """The undo keys of a record: the pod's interface as it was, from which all else follows.
+
+    With `mislaid` somebody has deleted what stood in for the interface, and meant the interface.
+    """
+
+    was: Original | None = None
+    mislaid: bool = False
+
+    @property
+    def names(self) -> Names | None:
+        return all_names.of(self.was.name) if self.was is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pod": original.encode(self.was)} if self.was is not None else {}
+
+    @classmethod
+    def parse(cls, undo: Mapping[str, Any]) -> Leftovers:
+        """Never raises: a key of another shape than ours is one that cannot be undone."""
+        return cls(original.parse(undo.get("pod")))
+
+
+def find(pod: Stack, key: Key) -> Leftovers:
+    """What the links of the pod tell of an attachment; nothing about routes and neighbours."""
+    mine = traces.marked(pod, key)
+    nic = next((link for link in mine if link.name.endswith("-nic")), None)
+    stand_in = next((link for link in mine if _stands_in(link)), None)
+    if nic is None or stand_in is None:
+        # One of them alone has no name to give back, or needs none; the others go by their names.
+        name = stand_in.name if stand_in is not None else _name_of(mine)
+        link = pod.link(name)
+        mac, ifindex = (link.mac, link.ifindex) if link is not None else ("", 0)
+        return (
+            Leftovers(Original(ifindex if stand_in is None else 0, name, mac, 0, up=True))
+            if name
+            else Leftovers()
+        )
+    addresses = tuple(
+        address._replace(ifindex=nic.ifindex)
+        for address in pod.addresses(stand_in.ifindex)
+        if address.permanent
+    )
+    was = Original(
+        nic.ifindex, stand_in.name, stand_in.mac, nic.mtu, True, disable_ipv6="0", addresses=addresses
+    )
+    return Leftovers(was)
+
+
+def remove(kernel: Kernel, netns: Netns, pod: Stack, left: Leftovers) -> list[CNIError | OSError]:
+    """Puts everything back that is there, from whatever state. The table goes after what it keeps apart."""
+    tries = Attempts()
+    was, called = left.was, left.names
+    if was is None or called is None:
+        return []
+    tries.attempt(called.tap, traces.delete_tap, pod, called.tap)
+    tries.attempt(called.bridge, traces.delete_bridge, pod, called.bridge, plan.wire_mac(was.mac))
+    tries.attempt(called.pod, _delete_stand_in, pod, was)
+    tries.attempt("nftables", vm_ruleset.delete, kernel, netns, (ruleset.table(called),))
+    link = pod.link(was.ifindex) if was.ifindex else None
+    # It may have gone before us, with its own plugin's DEL.
+    if link is None or link.name not in (called.pod, called.nic):
+        return tries.errors
+    if left.mislaid and link.kind == "veth":
+        tries.attempt(link.name, traces.delete, pod, link)
+    else:
+        tries.attempt(link.name, _give_back, pod, link, was)
+        _refill(tries, pod, was)
+    return tries.errors
+
+
+def has_stand_in(pod: Stack, was: Original) -> bool:
+    """Whether something stands in for the pod's interface, or that itself is there."""
+    return pod.link(was.name) is not None
+
+
+def _stands_in(link: Link) -> bool:
+    return link.kind in STAND_INS and not link.name.startswith("k6t-")
+
+
+def _name_of(mine: list[Link]) -> str:
+    """The pod's interface that these links belong to, by the names of what is left of them."""
+    for link in mine:
+        stem = link.name.removeprefix("k6t-").removesuffix("-nic")
+        if stem != link.name:
+            secondary = f"pod{stem}"
+            return secondary if all_names.is_hashed(secondary) else stem
+    return ""
+
+
+def _delete_stand_in(pod: Stack, was: Original) -> None:
+    link = pod.link(was.name)
+    if link is not None and link.ifindex != was.ifindex and link.kind in STAND_INS and link.mac == was.mac:
+        traces.delete(pod, link)
+
+
+def _give_back(pod: Stack, link: Link, was: Original) -> None:
+    """Name, MAC address and all that a link has while it is down; then up, as far as it was."""
+    sysctl = original.disable_ipv6(was.name)
+    if (link.name, link.mac, link.alias, link.master) != (was.name, was.mac, was.alias, 0):
+        pod.apply(
+            ChangeLink(link.ifindex, up=False, name=was.name, mac=was.mac or None, alias=was.alias, master=0)
+        )
+    if was.disable_ipv6 is not None and pod.sysctls.get(sysctl) != was.disable_ipv6:
+        pod.sysctls.set(sysctl, was.disable_ipv6)
+    there = {address.address for address in pod.addresses(link.ifindex)}
+    for address in was.addresses:
+        if address.address not in there:
+            _apply(pod, RestoreAddress(address))
+    if was.up:
+        pod.apply(ChangeLink(link.ifindex, up=True))
+
+
+def _refill(tries: Attempts, pod: Stack, was: Original) -> None:
+    """What a link can have only when it is up."""
+    there = pod.routes(was.ifindex)
+    # The way to a gateway comes before the routes through it.
+    for route in sorted(was.routes, key=lambda route: route.gw is not None):
+        if was.up and route not in there:
+            tries.attempt("routes", _apply, pod, AddRoute(route, append=True))
+    known = pod.neighbours(was.ifindex)
+    for neighbour in was.neighbours:
+        if was.up and neighbour not in known:
+            tries.attempt("neighbours", _apply, pod, AddNeighbour(neighbour))
+
+
+def _apply(pod: Stack, operation: Operation) -> None:
+    try:
+        pod.apply(operation)
+    except KernelError as e:
+        if e.errno != errno.EEXIST:
+            raise

@@ -1,0 +1,230 @@
+"""What an ADD wants of the pod, as values: pure functions of the configuration and of what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Final, NamedTuple
+
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.result import DNS
+from cnvnet.guest.settings import V4, V6, Neighbour, Settings
+from cnvnet.guest.settings import Route as GuestRoute
+from cnvnet.kernel.links import CreateBridge, Link
+from cnvnet.kernel.routes import MAIN_TABLE, Route
+from cnvnet.kernel.tap import CreateTap
+from cnvnet.plugins.vm_bridge import original as originals
+from cnvnet.plugins.vm_bridge.config import Config
+from cnvnet.plugins.vm_bridge.original import IP, Original
+from cnvnet.vm import names as all_names
+from cnvnet.vm.names import Names
+from cnvnet.vm.pod_interface import is_global_unicast
+from cnvnet.vm.sysctls import Setting
+
+# MAX_MTU of the kernel's tun driver; what IPv6 needs (RFC 8200).
+MAX_MTU: Final = 65521
+_MIN_IPV6_MTU: Final = 1280
+# 01:80:c2:00:00:0X for every X that a bridge can be told to pass on: all but STP, pause frames and LACP. STP
+# passes anyway, because the bridge takes no part in it.
+GROUP_FWD_MASK: Final = 0xFFF8
+# KubeVirt's, with the interface's number behind it (pkg/network/link GenerateBridgeIP...).
+_SERVER: Final = "169.254.75.1"
+# They share the interface's device: it takes in frames for its own MAC address only.
+_SHARING: Final = ("macvlan", "macvtap", "ipvlan", "ipvtap")
+_OURS: Final = "vm-bridge-"
+_MASQUERADES: Final = "masquerade-"
+
+
+class Wanted(NamedTuple):
+    """The state of the pod that an ADD makes.
+
+    `mac` is that of bridge and renamed interface. `server` is where the guest's DHCP says it comes from,
+    `served` all that the guest is told; None: it is told nothing by us.
+    """
+
+    names: Names
+    mac: str
+    mtu: int
+    bridge: CreateBridge
+    tap: CreateTap
+    server: IPv4Interface | None
+    served: Settings | None
+    on_links: tuple[Setting, ...]
+
+
+def ensure_fit(link: Link) -> None:
+    """Raises InvalidConfig for an interface of the pod that no VM can take the place of."""
+    if link.kind in _SHARING:
+        raise InvalidConfig(
+            f"{link.name} is a {link.kind}, which takes in nothing for another MAC address than its own: "
+            "give the VM's network a bridge (cnv-bridge), or put the VM behind masquerade"
+        )
+    if link.alias.startswith(_OURS):
+        raise InvalidConfig(f"{link.name} stands in for an interface that a VM has taken already")
+    if link.master:
+        raise InvalidConfig(f"{link.name} is the port of a bridge already")
+
+
+def ensure_free(names: Names, taken: Iterable[Link]) -> None:
+    """Raises InvalidConfig when there is a link of one of the names that an ADD makes."""
+    for link in taken:
+        if link.name in (names.bridge, names.nic, names.tap):
+            by = ": masquerade has bound the VM" if link.alias.startswith(_MASQUERADES) else ""
+            raise InvalidConfig(f"{names.pod}: the pod has a link {link.name} already{by}")
+
+
+def plan(config: Config, was: Original, *, taken: Iterable[IP], router_mac: str, dns: DNS) -> Wanted:
+    """`taken` are the addresses of the pod, `router_mac` is the MAC address of the IPv6 gateway where it was
+    found out. Raises InvalidConfig when what the guest is to be told makes no sense.
+    """
+    called = all_names.of(was.name)
+    mac, mtu = wire_mac(was.mac), min(was.mtu, MAX_MTU)
+    address = first_address(was, IPv4Interface)
+    server = _server(taken) if address is not None else None
+    served = None
+    if serves(config, was):
+        found = _settings(was, server, router_mac)
+        served = config.guest.complete(found, dns=dns, hostname=config.hostname)
+    return Wanted(
+        names=called,
+        mac=mac,
+        mtu=mtu,
+        bridge=CreateBridge(
+            called.bridge,
+            mac=mac,
+            mtu=mtu,
+            up=False,
+            multicast_snooping=False,
+            group_fwd_mask=GROUP_FWD_MASK,
+        ),
+        tap=config.tap.operation(called.tap),
+        server=IPv4Interface(f"{server}/32") if server is not None else None,
+        served=served,
+        on_links=settings_of_links(called),
+    )
+
+
+def wire_mac(mac: str) -> str:
+    """The MAC address of bridge and renamed interface, which the LAN never sees.
+
+    It follows from the guest's: wherever the VM moves, its DHCP server has the same.
+    """
+    return "02:" + sha256(f"vm-bridge {mac}".encode()).digest()[:5].hex(":")
+
+
+def settings_of_links(called: Names) -> tuple[Setting, ...]:
+    """Nobody but the guest speaks or answers here, least of all for the guest's own addresses."""
+    found = [Setting(f"net/ipv4/conf/{called.bridge}/arp_ignore", "1")]
+    for name in (called.bridge, called.tap):
+        found.append(Setting(originals.disable_ipv6(name), "1", required=False))
+    return tuple(found)
+
+
+def serves(config: Config, was: Original) -> bool:
+    """Whether the guest is told anything by us."""
+    if not config.guest.enabled:
+        return False
+    return first_address(was, IPv4Interface) is not None or _address6(was) is not None
+
+
+def first_address(
+    was: Original, kind: type[IPv4Interface] | type[IPv6Interface]
+) -> IPv4Interface | IPv6Interface | None:
+    """The first of a family that others can reach the pod by."""
+    found = (each.address for each in was.addresses)
+    return next((each for each in found if isinstance(each, kind) and is_global_unicast(each.ip)), None)
+
+
+def default_route(was: Original, version: int) -> Route | None:
+    """The one that the pod used."""
+    all_routes = (*was.routes, *was.heard)
+    found = [route for route in _main(all_routes, version) if not route.dst.prefixlen]
+    return min(found, key=lambda route: route.priority, default=None)
+
+
+def unknown_router(was: Original) -> IPv6Address | None:
+    """An IPv6 gateway that has to be asked for its MAC address before the guest can be told of it.
+
+    Guests know their router by a link-local address only (RFC 4861). One that the pod knows by a global one
+    is announced by the link-local address that its MAC address makes.
+    """
+    route = default_route(was, 6) if _address6(was) is not None else None
+    gw = route.gw if route is not None else None
+    if not isinstance(gw, IPv6Address) or gw.is_link_local or _permanent(was, gw):
+        return None
+    return gw
+
+
+def _server(taken: Iterable[IP]) -> IPv4Address:
+    mine = set(taken)
+    candidates = (IPv4Address(f"{_SERVER}{number}") for number in range(100))
+    return next(address for address in candidates if address not in mine)
+
+
+def _settings(was: Original, server: IPv4Address | None, router_mac: str) -> Settings:
+    v4 = first_address(was, IPv4Interface)
+    hops = dict.fromkeys(route.gw for route in was.routes if route.gw is not None)
+    adopted = [Neighbour(hop, mac) for hop in hops if (mac := _permanent(was, hop))]
+    return Settings(
+        server_mac=wire_mac(was.mac),
+        mtu=min(was.mtu, MAX_MTU),
+        guest_mac=was.mac,
+        v4=_v4(was, v4, server) if isinstance(v4, IPv4Interface) and server is not None else None,
+        v6=_v6(was, router_mac),
+        neighbours=tuple(adopted),
+    )
+
+
+def _v4(was: Original, address: IPv4Interface, server: IPv4Address) -> V4:
+    default = default_route(was, 4)
+    routes: dict[GuestRoute, None] = {}
+    for route in _main(was.routes, 4):
+        # A next hop of the other family means nothing to DHCP.
+        if not isinstance(route.dst, IPv4Network) or isinstance(route.gw, IPv6Address):
+            continue
+        if route.dst.prefixlen or (route == default and route.gw is None):
+            routes[GuestRoute(route.dst, route.gw)] = None
+    gateway = default.gw if default is not None else None
+    return V4(
+        address=address,
+        server=server,
+        gateway=gateway if isinstance(gateway, IPv4Address) else None,
+        routes=tuple(routes),
+    )
+
+
+def _v6(was: Original, router_mac: str) -> V6 | None:
+    address = _address6(was)
+    if address is None:
+        return None
+    default = default_route(was, 6)
+    gw = default.gw if default is not None else None
+    if not isinstance(gw, IPv6Address):
+        return V6(address=address, default_route=False)
+    mac = _permanent(was, gw) or ("" if gw.is_link_local else router_mac)
+    if not gw.is_link_local and not mac:
+        return V6(address=address, default_route=False)
+    others = (route.dst for route in _main(was.routes, 6) if route.gw == gw and route.dst.prefixlen)
+    return V6(
+        address=address,
+        router=gw if gw.is_link_local else None,
+        router_mac=mac,
+        routes=tuple(dst for dst in others if isinstance(dst, IPv6Network)),
+    )
+
+
+def _address6(was: Original) -> IPv6Interface | None:
+    """The address that the guest is given; what came from routers comes to the guest as well."""
+    found = first_address(was, IPv6Interface) if was.mtu >= _MIN_IPV6_MTU else None
+    return found if isinstance(found, IPv6Interface) else None
+
+
+def _main(found: Iterable[Route], version: int) -> list[Route]:
+    return [route for route in found if route.dst.version == version and route.table == MAIN_TABLE]
+
+
+def _permanent(was: Original, address: IP) -> str:
+    """The MAC address of somebody who may well not answer for himself, "" for all others."""
+    known = (each.mac for each in was.neighbours if each.address == address and not each.proxy)
+    return next(known, "")
