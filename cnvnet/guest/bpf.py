@@ -44,8 +44,8 @@ class Instruction(NamedTuple):
 
 
 Block = list[Instruction]
-_ACCEPT: Final = Instruction(_RETURN, LONGEST_FRAME)
-_DROP: Final = Instruction(_RETURN, 0)
+ACCEPT: Final = Instruction(_RETURN, LONGEST_FRAME)
+DROP: Final = Instruction(_RETURN, 0)
 
 
 def encode(program: Iterable[Instruction]) -> bytes:
@@ -62,14 +62,14 @@ def program(services: Services) -> Block:
     known = services.neighbours.known
     kinds: Block = []
     if any(len(address) == 4 for address in known):
-        kinds += _when(_number(frames.ETHERTYPE_ARP), [*_arp(known), _DROP])
+        kinds += _when(_number(frames.ETHERTYPE_ARP), [*_arp(known), DROP])
     if services.dhcp4 is not None:
-        kinds += _when(_number(frames.ETHERTYPE_IPV4), [*_dhcp4(), _DROP])
+        kinds += _when(_number(frames.ETHERTYPE_IPV4), [*_dhcp4(), DROP])
     six = _ipv6(services)
     if six:
-        kinds += _when(_number(frames.ETHERTYPE_IPV6), [Instruction(_LOAD_BYTE, 20), *six, _DROP])
-    untagged = _when(0, [Instruction(_LOAD_HALF, 12), *kinds, _DROP])
-    return [Instruction(_LOAD_WORD, _VLAN_TAG_PRESENT), *untagged, _DROP]
+        kinds += _when(_number(frames.ETHERTYPE_IPV6), [Instruction(_LOAD_BYTE, 20), *six, DROP])
+    untagged = _when(0, [Instruction(_LOAD_HALF, 12), *kinds, DROP])
+    return [Instruction(_LOAD_WORD, _VLAN_TAG_PRESENT), *untagged, DROP]
 
 
 def _number(data: bytes) -> int:
@@ -85,18 +85,18 @@ def _when(value: int, then: Block) -> Block:
 
 def _arp(known: Iterable[bytes]) -> Block:
     asked = [[address] for address in known if len(address) == 4]
-    return [Instruction(_LOAD_HALF, 20), *_when(1, [*_about(asked, 38), _DROP])]
+    return [Instruction(_LOAD_HALF, 20), *_when(1, [*_about(asked, 38), DROP])]
 
 
 def _about(asked: list[list[bytes]], offset: int) -> Block:
     """Accepts a frame that has one of the addresses, each given as its words, at `offset`."""
     if len(asked) > _MANY:
-        return [_ACCEPT]
+        return [ACCEPT]
     return [step for words in asked for step in _is(words, offset)]
 
 
 def _is(words: list[bytes], offset: int) -> Block:
-    rest = _is(words[1:], offset + 4) if len(words) > 1 else [_ACCEPT]
+    rest = _is(words[1:], offset + 4) if len(words) > 1 else [ACCEPT]
     return [
         Instruction(_LOAD_WORD, offset),
         Instruction(_JUMP_IF_EQUAL, _number(words[0]), 0, len(rest)),
@@ -107,25 +107,25 @@ def _is(words: list[bytes], offset: int) -> Block:
 def _dhcp4() -> Block:
     """The first fragment has the ports; behind the IP header, which options make longer."""
     port = [Instruction(_LOAD_HEADER_LENGTH, 14), Instruction(_LOAD_HALF_BEHIND_X, 16)]
-    port += _when(dhcp4_message.PORT, [_ACCEPT])
-    port.append(_DROP)
+    port += _when(dhcp4_message.PORT, [ACCEPT])
+    port.append(DROP)
     first = [Instruction(_LOAD_HALF, 20), Instruction(_JUMP_IF_ANY_BIT, 0x1FFF, len(port), 0), *port]
-    return [Instruction(_LOAD_BYTE, 23), *_when(frames.PROTOCOL_UDP, [*first, _DROP])]
+    return [Instruction(_LOAD_BYTE, 23), *_when(frames.PROTOCOL_UDP, [*first, DROP])]
 
 
 def _ipv6(services: Services) -> Block:
     """By the next header, which has to be the last: the codecs answer nothing behind extension headers."""
     found: Block = []
     if services.dhcp6 is not None:
-        port = [Instruction(_LOAD_HALF, 56), *_when(dhcp6.PORT, [_ACCEPT]), _DROP]
+        port = [Instruction(_LOAD_HALF, 56), *_when(dhcp6.PORT, [ACCEPT]), DROP]
         found += _when(frames.PROTOCOL_UDP, port)
     messages: Block = []
     if services.ra is not None:
-        messages += _when(ra.SOLICITATION, [_ACCEPT])
+        messages += _when(ra.SOLICITATION, [ACCEPT])
     asked = [address for address in services.neighbours.known if len(address) == 16]
     if asked:
         words = [[address[at : at + 4] for at in range(0, 16, 4)] for address in asked]
-        messages += _when(arp.SOLICITATION, [*_about(words, 62), _DROP])
+        messages += _when(arp.SOLICITATION, [*_about(words, 62), DROP])
     if messages:
-        found += _when(frames.PROTOCOL_ICMP6, [Instruction(_LOAD_BYTE, 54), *messages, _DROP])
+        found += _when(frames.PROTOCOL_ICMP6, [Instruction(_LOAD_BYTE, 54), *messages, DROP])
     return found

@@ -43,7 +43,7 @@ _ENDED: Final = select.EPOLLHUP | select.EPOLLRDHUP
 
 
 class Timer(NamedTuple):
-    """What is due when, for a guest that may be gone by then."""
+    """What is due when, for which guest."""
 
     when: float
     serial: int
@@ -89,8 +89,7 @@ class Responder:
                 self._attend(events)
         while self._timers and self._timers[0].when <= time.monotonic():
             timer = heapq.heappop(self._timers)
-            if self._guests.get(timer.guest.name) is timer.guest:
-                timer.deed(timer.guest)
+            timer.deed(timer.guest)
 
     def _after(self, seconds: float, deed: Callable[[Guest], None], guest: Guest) -> None:
         self._serial += 1
@@ -132,6 +131,7 @@ class Responder:
         try:
             tap = tap_socket.adopt(request.fd)
             guest = Guest(request.name, tap, request.settings)
+            self._epoll.register(tap, select.EPOLLIN)
         except Exception as e:  # noqa: BLE001 - a record of another version may hold anything
             if tap is not None:
                 tap.close()
@@ -141,7 +141,6 @@ class Responder:
             self._forget(before)
         self._guests[guest.name] = guest
         self._by_fd[tap.fileno()] = guest
-        self._epoll.register(tap, select.EPOLLIN)
         self._after(0.0, self._announce, guest)  # behind the answer
         return {"served": guest.name}
 
@@ -224,6 +223,8 @@ class Responder:
         self._dropped += tap_socket.take_drops(guest.tap)
         del self._guests[guest.name]
         del self._by_fd[guest.tap.fileno()]
+        self._timers = [timer for timer in self._timers if timer.guest is not guest]
+        heapq.heapify(self._timers)
         self._epoll.unregister(guest.tap)
         guest.tap.close()
 
@@ -249,6 +250,7 @@ def main() -> int:
     # Whoever presses Ctrl-C means the agent, which ends us by closing the channel. SIGTERM just ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a blocked one would be inherited
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Responder(Channel(end)).run()

@@ -45,9 +45,9 @@ def test_five_hundred_guests_renew_together_and_are_lost_together(lab: Lab) -> N
     assert resident < 60 * MEBIBYTE, f"{resident / MEBIBYTE:.1f} MiB"
     counters = loop.totals()["counters"]
     assert counters["dhcp4", "ack"] == counters["ra", "announcement"] == len(guests)
-    before = loop.cpu_seconds()
+    before = loop.wakeups()
     time.sleep(2)
-    assert loop.cpu_seconds() - before < 0.5, "it sleeps when nobody asks"
+    assert loop.wakeups() - before <= 2, "it sleeps while nobody asks"
     for sandbox in sandboxes:
         sandbox.run("ip", "link", "delete", "group", str(GROUP))
     assert {loop.hear()["lost"] for _ in guests} == {f"vm{n}" for n in range(len(guests))}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cnvnet.guest import services, tap_socket
+from cnvnet.guest import bpf, services, tap_socket
 from cnvnet.kernel import netns
 from tests.functional.guest.lab import Guest, Lab, Loop
 from tests.functional.guest.test_services import ask4, is_advertisement
@@ -49,6 +49,16 @@ def test_what_came_before_the_filter_was_there_is_not_read(lab: Lab) -> None:
         assert tap_socket.read(tap) == discover4()
         with pytest.raises(BlockingIOError):
             tap_socket.read(tap)
+
+
+def test_a_tagged_frame_is_told_by_what_the_kernel_says_beside_it(lab: Lab) -> None:
+    guest = lab.guest()
+    with guest.socket(MASQUERADE) as tap:
+        tap_socket.attach(tap, [bpf.ACCEPT])
+        frame = discover4()
+        guest.send(frame[:12] + b"\x81\x00\x00\x07" + frame[12:])
+        guest.send(frame)
+        assert [tap_socket.read(tap), tap_socket.read(tap)] == [b"", frame]
 
 
 @pytest.fixture
