@@ -9,8 +9,9 @@ import errno
 import fcntl
 import os
 from _thread import get_ident
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final, NamedTuple
 
 # Not /proc/self, which shows the namespace of the main thread.
@@ -132,10 +133,20 @@ def _checked(path: str, fd: int) -> Netns:
 
 
 def _setns(fd: int) -> None:
+    number = _setns_function()(fd, _CLONE_NEWNET)
+    if number:
+        raise OSError(number, f"setns: {os.strerror(number).lower()}")
+
+
+@cache
+def _setns_function() -> Callable[[int, int], int]:
+    """setns(2), which returns its errno; made once, for that takes longer than the call."""
     import ctypes  # 1.7 ms; Python 3.11 has no os.setns
 
     # PyDLL keeps the interpreter lock: no other thread runs Python between the call and its errno.
-    libc = ctypes.PyDLL(None, use_errno=True)
-    if libc.setns(fd, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number).lower()}")
+    setns = ctypes.PyDLL(None, use_errno=True).setns
+
+    def call(fd: int, kind: int) -> int:
+        return ctypes.get_errno() if setns(fd, kind) != 0 else 0
+
+    return call
