@@ -173,14 +173,28 @@ def _obstacle(env: Mapping[str, str], wishes: Wishes) -> str:
     try:
         # Inside a chroot (Multus thick) an agent would run in the container that has the chroot and end with
         # it; in a container's cgroup it would end with that as well.
-        if not os.path.samestat(os.stat("/"), os.stat("/proc/1/root")):
+        if _is_chroot():
             return "; none is started from inside a chroot"
         with open("/proc/self/cgroup") as file:
-            if _CONTAINER.search(file.read()):
+            if is_of_a_container(file.read()):
                 return "; none is started from inside a container"
     except OSError as e:
         return f"; none is started where {e.filename} cannot be read"
     return ""
+
+
+def _is_chroot() -> bool:
+    try:
+        return not os.path.samestat(os.stat("/"), os.stat("/proc/1/root"))
+    except PermissionError:
+        # Some systems do not let even root look into process 1. A root that is no mount is one of a chroot.
+        with open("/proc/self/mountinfo") as file:
+            return all(line.split()[4] != "/" for line in file)
+
+
+def is_of_a_container(cgroups: str) -> bool:
+    """Whether a /proc/PID/cgroup is that of a process inside a container."""
+    return _CONTAINER.search(cgroups) is not None
 
 
 class _Started(NamedTuple):

@@ -105,8 +105,8 @@ class RunningAgent:
     @property
     def loop_pid(self) -> int:
         """The packet loop's process, once there is one."""
-        (pid,) = eventually(lambda: children(self.pid)) or [0]
-        return int(pid)
+        found: list[int] = eventually(lambda: children(self.pid)) or [0]
+        return found[0]
 
     def start(self) -> None:
         command = [executable("cnvnet-agent"), "--rundir", str(self._node.rundir), *self._options]
@@ -152,7 +152,10 @@ class RunningAgent:
         assert not any(is_there(loop) for loop in loops), "the packet loop outlives its agent"
 
     def kill_loop(self) -> None:
-        os.kill(self.loop_pid, signal.SIGKILL)
+        """kill -9 of the packet loop; on return the next one is there."""
+        killed = self.loop_pid
+        os.kill(killed, signal.SIGKILL)
+        assert eventually(lambda: self.loop_pid not in (0, killed)), self.log()
 
     def log(self) -> str:
         return self.log_file.read_text()

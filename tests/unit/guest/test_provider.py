@@ -60,3 +60,39 @@ def test_one_that_somebody_named_is_not_replaced_by_one_of_our_own(tmp_path: Pat
         provider.ensure(env, Wishes(required=True))
     assert caught.value.code == 50
     assert list(tmp_path.iterdir()) == []
+
+
+HEX = "0123456789abcdef" * 4
+INSIDE = [
+    "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-"
+    + HEX
+    + ".scope",
+    f"0::/kubepods/burstable/pod1/{HEX}",
+    f"0::/system.slice/containerd.service/kubepods-besteffort-pod1.slice:cri-containerd:{HEX}",
+    f"1:name=systemd:/docker/{HEX}\n0::/",
+    f"0::/system.slice/docker-{HEX}.scope",
+    f"0::/machine.slice/libpod-{HEX}.scope/container",
+    f"0::/system.slice/crio-{HEX}.scope",
+    f"0::/system.slice/cri-containerd-{HEX}.scope",
+]
+OUTSIDE = [
+    "0::/",
+    "0::/user.slice/user-0.slice/session-1.scope",
+    "0::/system.slice/containerd.service",
+    "0::/system.slice/cri-docker.service",
+    "0::/system.slice/docker.service",
+    "0::/system.slice/crio.service",
+    "0::/system.slice/kubelet.service",
+    f"0::/system.slice/crio-conmon-{HEX}.scope",
+    "0::/podruntime.slice/containerd.service",
+]
+
+
+@pytest.mark.parametrize("cgroups", INSIDE)
+def test_a_containers_cgroup(cgroups: str) -> None:
+    assert provider.is_of_a_container(cgroups)
+
+
+@pytest.mark.parametrize("cgroups", OUTSIDE)
+def test_a_runtime_of_the_node_is_no_container(cgroups: str) -> None:
+    assert not provider.is_of_a_container(cgroups)

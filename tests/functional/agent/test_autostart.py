@@ -1,0 +1,196 @@
+"""An agent that an ADD starts: only where it can stay, once, and without the runtime noticing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.functional.agent.client import lease
+from tests.functional.agent.lab import eventually, is_there, process_of, running_agent
+from tests.functional.bridge.test_cnitool import Cnitool
+from tests.functional.masquerade.lab import V4, Lab, Pod
+from tests.harness import Node, Outcome
+
+CONFIG: dict[str, Any] = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade"}
+REQUIRED: dict[str, Any] = {"guestServices": {}}
+
+# A root folder that is another one than that of process 1, with everything in it.
+CHROOT = """
+mount --make-rprivate /
+mount -t tmpfs root "$1"
+set -- "$1/root" "$2"
+mkdir "$1"
+for each in /*; do
+    case $each in
+    /root | /lost+found) continue ;;
+    esac
+    if [ -L "$each" ]; then cp -a "$each" "$1$each"; continue; fi
+    [ -d "$each" ] || continue
+    mkdir "$1$each"
+    mount --rbind "$each" "$1$each"
+done
+exec chroot "$1" "$2"
+"""
+
+
+@contextmanager
+def ended_agent(node: Node) -> Generator[None]:
+    """Whatever agent there is on this node at the end has ended afterwards."""
+    try:
+        yield
+    finally:
+        try:
+            pid = process_of(node.rundir / "agent.sock")
+        except OSError:
+            pid = 0
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            assert eventually(lambda: not is_there(pid))
+
+
+@pytest.fixture(autouse=True)
+def _ends(lab: Lab) -> Iterator[None]:
+    with ended_agent(lab.node):
+        yield
+
+
+def call(lab: Lab, pod: Pod, command: str = "ADD", **options: Any) -> Outcome:
+    config = {**CONFIG, **REQUIRED}
+    return lab.node.cni("masquerade", command, config, pod, ifname="net1", container_id=pod.pid, **options)
+
+
+def agent_of(lab: Lab) -> int:
+    return process_of(lab.node.rundir / "agent.sock")
+
+
+def test_an_add_starts_one_and_cnitool_is_not_kept_waiting(lab: Lab, tmp_path: Path) -> None:
+    pod = lab.pod()
+    tool = Cnitool(lab.node, "masq", {"type": "masquerade", **REQUIRED})
+    # cnitool ends when the plugin has and its pipes are closed; the test's own are what it inherits.
+    tool.run("add", pod, CNI_IFNAME="net1").ok()
+    pid = agent_of(lab)
+    assert is_there(pid)
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    log = lab.node.rundir / "agent.log"
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert '"msg": "guest served"' in log.read_text()
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert command[command.index("--idle-exit") + 1] == "60"
+    lab.plug(pod)
+    assert lease(lab.guest, tmp_path)["ip"] == V4.guest
+    tool.run("check", pod, CNI_IFNAME="net1").ok()
+    tool.run("del", pod, CNI_IFNAME="net1").ok()
+
+
+def test_nothing_of_the_callers_stays_open(lab: Lab) -> None:
+    script = 'exec 9</etc/hostname; exec "$0"'
+    call(lab, lab.pod(), within=("sh", "-c", script)).ok()
+    pid = agent_of(lab)
+    open_files = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    log = str(lab.node.rundir / "agent.log")
+    assert [open_files[number] for number in (0, 1, 2)] == ["/dev/null", log, log]
+    mine = {name for name in open_files.values() if not name.startswith(("socket:", "anon_inode:", "pipe:"))}
+    assert mine == {"/dev/null", log, str(lab.node.rundir / "agent.lock")}
+    theirs = {os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)}
+    assert not {name for name in theirs if name != "/dev/null"} & set(open_files.values())
+
+
+def test_many_at_once_start_one(lab: Lab) -> None:
+    pods = [lab.pod(up=False) for _ in range(4)]
+    outcomes: list[Outcome] = []
+
+    def add(pod: Pod) -> None:
+        outcomes.append(call(lab, pod))
+
+    threads = [threading.Thread(target=add, args=(pod,)) for pod in pods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome.code for outcome in outcomes] == [0] * 4, outcomes
+    assert (lab.node.rundir / "agent.log").read_text().count('"agent ready"') == 1
+
+
+def test_one_that_was_killed_is_started_again(lab: Lab) -> None:
+    first, second = lab.pod(), lab.pod(up=False)
+    call(lab, first).ok()
+    killed = agent_of(lab)
+    os.kill(killed, signal.SIGKILL)
+    assert eventually(lambda: not is_there(killed))
+    call(lab, second).ok()
+    assert agent_of(lab) != killed
+    call(lab, first, "CHECK").ok()
+
+
+def test_status_and_check_start_none(lab: Lab) -> None:
+    pod = lab.pod()
+    call(lab, pod, "STATUS").ok()  # an ADD would start one
+    pod.cni("ADD").ok()
+    assert call(lab, pod, "CHECK").error()["code"] == 50
+    assert not (lab.node.rundir / "agent.sock").exists()
+    assert not (lab.node.rundir / "agent.log").exists()
+
+
+def test_none_is_started_inside_a_chroot(lab: Lab, tmp_path: Path) -> None:
+    pod = lab.pod()
+    root = tmp_path / "root"
+    root.mkdir()
+    within = ("unshare", "--mount", "sh", "-ec", CHROOT, "sh", str(root))
+    for command in ("ADD", "STATUS"):
+        error = call(lab, pod, command, within=within).error()
+        assert error["code"] == 50
+        assert "none is started from inside a chroot): start cnvnet-agent on this node" in error["msg"]
+    assert list(pod.links()) == ["lo", "eth0"]
+    # One that is there already is as good from inside.
+    with running_agent(lab.node):
+        call(lab, pod, within=within).ok()
+
+
+@pytest.mark.parametrize(
+    ("env", "keys", "reason"),
+    [
+        ({}, {"autostart": False}, "autostart is false"),
+        ({"CNVNET_AGENT": "/nowhere/agent.sock"}, {}, "CNVNET_AGENT names another's"),
+    ],
+    ids=["autostart", "CNVNET_AGENT"],
+)
+def test_none_is_started_where_it_is_not_wanted(
+    lab: Lab, env: dict[str, str], keys: dict[str, Any], reason: str
+) -> None:
+    pod = lab.pod()
+    config = {**CONFIG, "guestServices": keys}
+    error = lab.node.cni("masquerade", "ADD", config, pod, ifname="net1", env=env).error()
+    assert error["code"] == 50
+    assert reason in error["msg"]
+
+
+def test_one_that_cannot_start_is_an_error_that_says_where_to_look(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.node.rundir.mkdir()
+    (lab.node.rundir / "agent.sock.new").mkdir()  # where it wants to make its socket
+    error = call(lab, pod).error()
+    assert error["code"] == 50
+    assert "one was started and ended" in error["msg"]
+    assert str(lab.node.rundir / "agent.log") in error["msg"]
+    assert "agent.sock" in (lab.node.rundir / "agent.log").read_text()
+    assert list(pod.links()) == ["lo", "eth0"]
+
+
+def test_an_idle_one_ends_and_one_with_a_guest_does_not(lab: Lab) -> None:
+    with ExitStack() as stack:
+        agent = stack.enter_context(running_agent(lab.node, "--idle-exit", "2"))
+        pod = lab.pod()
+        call(lab, pod).ok()
+        # Longer than it would wait. What is waited for is that nothing happens.
+        assert not eventually(lambda: agent.process.poll() is not None, seconds=5)
+        call(lab, pod, "DEL").ok()
+        assert eventually(lambda: agent.process.poll() == 0)
+        assert not agent.socket.exists()
