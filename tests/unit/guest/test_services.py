@@ -37,6 +37,9 @@ SOUND = {
     "arp": bytes(Ether(src=witness.GUEST_MAC) / witness.ARP(hwsrc=witness.GUEST_MAC, pdst="169.254.1.1")),
 }
 
+# Whoever may be the sender of an answer: the server, a router, a next hop that we answer for.
+OURS = {SERVER_MAC, POINT_TO_POINT.server_mac, "0a:58:a9:fe:01:01"}
+
 
 def is_sound(frame: bytes) -> None:
     """What every answer has to be, whatever it answers."""
@@ -48,6 +51,25 @@ def is_sound(frame: bytes) -> None:
     if packet.haslayer(IP):
         assert packet[IP].src in ("10.0.2.1", "169.254.75.10")
         assert not packet[IP].dst.startswith("127.")
+
+
+def is_fitting(question: bytes, answer: bytes) -> None:
+    """A sound answer that comes from whom we answer for, and goes to whom it is meant for."""
+    is_sound(answer)
+    asked, packet = Ether(question), witness.recomputed(answer)
+    assert packet.src in OURS
+    if packet.haslayer(witness.ARP):
+        assert packet.dst == asked[witness.ARP].hwsrc
+        return
+    receivers = {asked.src, "33:33:00:00:00:01" if packet.haslayer(IPv6) else witness.BROADCAST_MAC}
+    if packet.haslayer(witness.BOOTP):
+        # RFC 2131, section 4.1: to the hardware address in the message, unless a relay has sent it.
+        receivers.add(packet[witness.BOOTP].chaddr[:6].hex(":"))
+        assert packet[witness.BOOTP].xid == asked[witness.BOOTP].xid
+    assert packet.dst in receivers
+    if packet.dst == "33:33:00:00:00:01":
+        assert packet[IPv6].dst == "ff02::1"
+        assert asked[IPv6].src == "::"
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -62,12 +84,31 @@ def test_each_service_answers_through_the_one_door(service: str) -> None:
     answer = services.answer(BRIDGED if service == "nd" else GUEST, SOUND[service])
     assert answer.service == service
     (frame,) = answer.frames
-    is_sound(frame)
+    is_fitting(SOUND[service], frame)
 
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_passed_over(frame: bytes) -> None:
     assert services.answer(GUEST, frame).event
+
+
+@given(st.sampled_from([b"\x08\x00", b"\x08\x06", b"\x86\xdd"]), st.binary(max_size=400))
+def test_random_bytes_of_our_kinds_are_answered_fittingly_or_not_at_all(kind: bytes, rest: bytes) -> None:
+    question = b"\xff" * 6 + witness.packed(witness.GUEST_MAC) + kind + rest
+    for guest in (GUEST, BRIDGED):
+        for frame in services.answer(guest, question).frames:
+            is_fitting(question, frame)
+
+
+@given(st.sampled_from(sorted(SOUND)), st.data())
+def test_damaged_frames_are_answered_fittingly_or_not_at_all(service: str, data: st.DataObject) -> None:
+    question = bytearray(SOUND[service])
+    for _ in range(data.draw(st.integers(0, 3))):
+        question[data.draw(st.integers(0, len(question) - 1))] = data.draw(st.integers(0, 255))
+    question += data.draw(st.binary(max_size=40))
+    for guest in (GUEST, BRIDGED):
+        for frame in services.answer(guest, bytes(question)).frames:
+            is_fitting(bytes(question), frame)
 
 
 @given(st.sampled_from(sorted(SOUND)), st.binary(max_size=300))
@@ -94,7 +135,7 @@ def test_random_messages_in_sound_datagrams_are_answered_soundly_or_not_at_all(d
         packet = Ether(src=mac) / ends / (body[:2] + checksum.to_bytes(2, "big") + body[4:])
     for guest in (GUEST, BRIDGED):
         for frame in services.answer(guest, bytes(packet)).frames:
-            is_sound(frame)
+            is_fitting(bytes(packet), frame)
 
 
 def _mutated(data: st.DataObject, body: bytes) -> bytes:
