@@ -535,6 +535,9 @@ static _Noreturn void run_alone(const struct call *call, char **argv)
 			fail(IO_FAILURE, &message);
 		}
 	}
+	/* The executable would ask the agent again. A path stays: it also says who serves the guests. */
+	if (strchr(variable("CNVNET_AGENT"), '/') == NULL)
+		setenv("CNVNET_AGENT", "off", 1);
 	length = readlink("/proc/self/exe", self, sizeof self);
 	const char *slash = length > 0 ? memrchr(self, '/', (size_t)length) : NULL;
 	if (slash != NULL) {

@@ -487,3 +487,10 @@ def test_nothing_of_the_answer_is_left_open(static: Launcher) -> None:
     with agent(static.socket, saying(encode_unsupported())):
         # 10 is the shell's own, its script.
         assert static.call().stdout.split() == [b"0", b"1", b"10", b"2"]
+
+
+def test_the_agent_is_not_asked_a_second_time_by_the_executable(static: Launcher) -> None:
+    static.put_python_beside()
+    with agent(static.socket, saying(encode_unsupported())) as answering:
+        assert static.call(stdin=CONFIG, env={"CNI_COMMAND": "FOO"}).error()["code"] == 4
+        assert len(answering.received) == 1
