@@ -2,7 +2,7 @@
 
 Its network, its processes, its mounts, /run, /var/lib and /var/log are its own; the rest of the file system
 is the host's. It lives as long as the standard input of its first process is open, so it ends with a killed
-test run, too, and then the kernel kills whatever runs in it and takes its mounts and network with it.
+test run, too, and then the kernel kills what runs in it and takes its mounts and network with it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # The host's are hidden, so that programs may use their usual paths.
 _OWN_FOLDERS = ("run", "var/lib", "var/log")
+# Where containerd has a folder for each container.
+CONTAINERS = "run/containerd/io.containerd.runtime.v2.task/k8s.io"
 # What a kubelet writes if it finds anything else. It finds this, and the host's kernel keeps its settings.
 _WRITTEN_BY_KUBELET = {
     "vm/overcommit_memory": 1,
@@ -44,11 +46,15 @@ echo
 trap '' CHLD
 exec cat
 """
-# Outside, and the last to go. Containers' cgroups are directories that nobody else removes.
+# Outside, and the last to go. Cgroups are the one thing that stays when all who are in them have ended; those
+# that runc makes for containerd are called like the containers.
 _SUPERVISOR = r"""
 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c "$1"
-for top in /sys/fs/cgroup/"$CGROUP" /sys/fs/cgroup/*/"$CGROUP"; do
-    [ -d "$top" ] && find "$top" -depth -type d -exec rmdir {} +
+for container in "$CONTAINERS"/*; do
+    for cgroup in /sys/fs/cgroup/k8s.io /sys/fs/cgroup/*/k8s.io; do
+        [ ! -d "$cgroup/${container##*/}" ] || rmdir "$cgroup/${container##*/}"
+        [ ! -d "$cgroup" ] || rmdir --ignore-fail-on-non-empty "$cgroup"
+    done
 done
 exit 0
 """
@@ -97,11 +103,10 @@ class Daemon:
 class Machine(harness.Node):
     """A machine that runs. `folder` has its files: `folder/run` is its /run, and so on."""
 
-    def __init__(self, name: str, folder: Path, cgroup: str, first: int, undo: ExitStack) -> None:
+    def __init__(self, name: str, folder: Path, first: int, undo: ExitStack) -> None:
         """`first` is the process id of its first process as seen from here."""
         super().__init__(f"/proc/{first}/ns/net", folder, undo)
         self.name = name
-        self.cgroup = cgroup
         self.first = first
         self.rundir = folder / "run/cnvnet"
         self.statedir = folder / "var/lib/cnvnet"
@@ -149,8 +154,10 @@ class Machine(harness.Node):
         return sorted(name for pid in self.processes() if (name := _name(pid)))
 
     def cgroups(self) -> list[str]:
-        """The cgroups of its containers, in whatever hierarchies there are."""
-        return sorted(str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*/"))
+        """Those of its containers that are there, in whatever hierarchies there are."""
+        containers = [path.name for path in self.folder.glob(f"{CONTAINERS}/*")]
+        parents = [Path("/sys/fs/cgroup/k8s.io"), *Path("/sys/fs/cgroup").glob("*/k8s.io")]
+        return [str(parent / name) for parent in parents for name in containers if (parent / name).exists()]
 
     def wait(self) -> None:
         for daemon in self._daemons:
@@ -166,12 +173,11 @@ def running_machine(name: str, folder: Path) -> Generator[Machine]:
         file = folder / "sys" / setting
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{value}\n")
-    cgroup = f"cnvnet-{os.getpid()}-{name}"
     environment = {
         **_bare_environment(),
         "FOLDER": str(folder),
         "OWN_FOLDERS": " ".join(_OWN_FOLDERS),
-        "CGROUP": cgroup,
+        "CONTAINERS": str(folder / CONTAINERS),
     }
     with ExitStack() as undo:
         supervisor = subprocess.Popen(
@@ -191,7 +197,7 @@ def running_machine(name: str, folder: Path) -> Generator[Machine]:
         unshare = _child_of(supervisor.pid)
         first = unshare and _child_of(unshare)
         assert first
-        machine = Machine(name, folder, cgroup, first, undo)
+        machine = Machine(name, folder, first, undo)
         try:
             yield machine
         finally:

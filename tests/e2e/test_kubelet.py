@@ -19,6 +19,9 @@ from tests.e2e.testbed import NADS, NETWORK_STATUS, NETWORKS, PODS, SERVER, Node
 from tests.functional.crash.remains import Remains, leases, remains
 from tests.harness import Sandbox
 
+# One cluster for all of them.
+pytestmark = pytest.mark.xdist_group("testbed")
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DEFAULT = "v1.multus-cni.io/default-network"
 
@@ -96,7 +99,6 @@ class Leftovers(NamedTuple):
     host_local: list[str]
     caches: list[str]
     programs: list[str]
-    cgroups: list[str]
 
 
 def leftovers(node: Node) -> Leftovers:
@@ -109,7 +111,6 @@ def leftovers(node: Node) -> Leftovers:
         host_local=sorted(path.name for path in cni.glob("networks/*/*.*.*.*")),
         caches=sorted(path.name for path in caches if path.is_file()),
         programs=[name for name in machine.programs() if name not in ("kubelet", "containerd", "cat")],
-        cgroups=machine.cgroups(),
     )
 
 

@@ -233,7 +233,6 @@ class Node:
             "authorization": {"mode": "AlwaysAllow"},
             "containerRuntimeEndpoint": f"unix://{_CONTAINERD}",
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.machine.cgroup}",
             "cgroupsPerQOS": False,
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
