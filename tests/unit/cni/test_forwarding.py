@@ -28,9 +28,7 @@ CALL = b'{"v":1,"argv0":"static-ip","fds":["self","mnt","root"],"env":{"CNI_COMM
 
 
 @given(VALUE, st.dictionaries(VALUE, VALUE), st.binary(), st.sets(st.sampled_from(DESCRIPTORS)))
-def test_a_call_arrives_as_it_was_sent(
-    argv0: str, env: dict[str, str], stdin: bytes, fds: set[str]
-) -> None:
+def test_a_call_arrives_as_it_was_sent(argv0: str, env: dict[str, str], stdin: bytes, fds: set[str]) -> None:
     call = Call(argv0, env, stdin, tuple(name for name in DESCRIPTORS if name in fds))
     assert decode_call(json.loads(encode_call(call))) == call
 
