@@ -8,6 +8,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import pytest
+
+from cnvnet.guest import tap_socket
 from tests.functional.guest.lab import Guest, Lab
 from tests.functional.guest.test_services import ask4
 from tests.unit.guest.guests import MASQUERADE
@@ -94,6 +97,15 @@ def test_what_no_service_answers_does_not_reach_the_loop_at_all(lab: Lab) -> Non
     totals = loop.totals()
     assert totals["counters"].keys() == {("dhcp4", "offer"), ("ra", "announcement")}
     assert (totals["throttled"], totals["dropped"]) == (0, 0)
+
+
+def test_no_other_taps_frame_slips_in_while_a_socket_is_made(lab: Lab) -> None:
+    loud = lab.guest()
+    quiet = lab.guest(loud.sandbox, "tap1")
+    with flooding(loud, frame=discover4()):
+        for _ in range(100):
+            with quiet.socket(MASQUERADE) as tap, pytest.raises(BlockingIOError):
+                tap_socket.read(tap)
 
 
 def test_two_floods_share_what_there_is(lab: Lab) -> None:

@@ -125,7 +125,7 @@ def test_the_port_is_not_looked_for_among_the_ip_options() -> None:
 
 
 def test_later_fragments_never_pass() -> None:
-    for fragment in (1, 0x1FFF, 0x2001):
+    for fragment in (1, 0x1000, 0x1FFF, 0x2001):
         frame = bytearray(SOUND["dhcp4"])
         frame[20:22] = fragment.to_bytes(2, "big")
         assert not passes(GUEST, bytes(frame))
