@@ -51,7 +51,6 @@ class Agent:
     def run(self) -> None:
         self._dns.start()
         self._watch.start()
-        self._server.start()
         self._endpoint = self._open_endpoint()
         log.info(
             "agent ready",
@@ -62,6 +61,7 @@ class Agent:
             waiting=self._guests.waiting(),
             metrics=self._endpoint.address if self._endpoint else "",
         )
+        self._server.start()
         self._wait()
         # Who comes now shall find nobody, and start another one if he needs one.
         self._door.hide()

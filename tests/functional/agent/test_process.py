@@ -1,0 +1,240 @@
+"""The agent as a process: its socket, its numbers, its health, its log, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.functional.agent.client import lease
+from tests.functional.agent.lab import PATIENCE, ask, eventually, is_there, received, running_agent
+from tests.functional.masquerade.lab import Lab
+from tests.harness import Node, executable
+
+
+def test_only_root_reaches_it(node: Node) -> None:
+    with running_agent(node) as agent:
+        assert agent.socket.stat().st_mode & 0o777 == 0o600
+        # Somebody else who got at it all the same is not heard.
+        agent.socket.chmod(0o666)
+        for folder in (node.folder, node.rundir):
+            folder.chmod(0o755)
+        reading, writing = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                connection = socket.socket(socket.AF_UNIX)
+                os.chdir(node.rundir)
+                os.setuid(65534)
+                connection.connect("agent.sock")
+                content = b'{"v": 1, "status": true}'
+                connection.sendall(len(content).to_bytes(4, "big") + content)
+                writing.send(b"answer:" + connection.recv(1000))
+            except OSError as e:
+                writing.send(f"error: {type(e).__name__}".encode())
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        heard = reading.recv(1000)
+        assert heard in (b"answer:", b"error: ConnectionResetError", b"error: BrokenPipeError")
+        assert [event["uid"] for event in agent.events() if "not root" in event["msg"]] == [65534]
+        reading.close()
+        writing.close()
+
+
+UNKNOWN: list[dict[str, Any]] = [
+    {"v": 2, "guest": "serve", "record": "a.json"},
+    {"v": "1", "status": True},
+    {"status": True},
+    {"v": 1},
+    {"v": 1, "guest": "restart", "record": "a.json"},
+    {"v": 1, "guest": ["serve"], "record": "a.json"},
+    {"v": 1, "argv0": "cnv-bridge", "env": {}, "stdin": ""},
+]
+
+
+def test_whatever_comes_is_answered(node: Node) -> None:
+    with running_agent(node) as agent:
+        for request in UNKNOWN:
+            assert ask(agent.socket, request) == {"v": 1, "unsupported": True}, request
+        for content in (b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000):
+            assert ask(agent.socket, content)["error"]["code"] == 6, content[:10]
+        names: list[Any] = ["../agent.sock", "a/b.json", "", None, 5, "x" * 300 + ".json", "a.json\n"]
+        for name in names:
+            error = agent.ask(guest="serve", record=name)["error"]
+            assert error["code"] == 7, name
+        error = agent.ask(guest="serve", record="masquerade-0.json")["error"]
+        assert (error["code"], "no such record" in error["msg"]) == (50, True)
+        assert agent.ask(guest="forget", record="masquerade-0.json") == {"v": 1, "ok": True}
+        with socket.socket(socket.AF_UNIX) as connection:  # more than it reads
+            connection.connect(str(agent.socket))
+            connection.sendall((1 << 20 | 1).to_bytes(4, "big"))
+            assert b"1048576 at most" in received(connection)
+        with socket.socket(socket.AF_UNIX) as connection:  # who says half a thing and leaves
+            connection.connect(str(agent.socket))
+            connection.sendall(b"\0\0\1\0half")
+        assert agent.ask(status=True) == {"v": 1, "ok": True}
+
+
+def test_callers_that_say_nothing_keep_others_waiting_for_seconds_only(node: Node) -> None:
+    with running_agent(node) as agent:
+        silent = [socket.socket(socket.AF_UNIX) for _ in range(6)]
+        for each in silent:
+            each.connect(str(agent.socket))
+        assert agent.ask(status=True) == {"v": 1, "ok": True}
+        for each in silent:
+            each.close()
+
+
+def test_metrics_and_health(lab: Lab, tmp_path: Path) -> None:
+    with running_agent(lab.node) as agent:
+        assert agent.http("/healthz") == (200, "ok\n")
+        assert agent.http("/elsewhere")[0] == 404
+        pod = lab.pod()
+        pod.cni("ADD", guestServices={"nameservers": ["10.96.0.10"], "search": ["a.b"]}).ok()
+        lab.plug(pod)
+        lease(lab.guest, tmp_path)
+        agent.ask(guest="check", record="masquerade-0.json")
+        agent.ask(guest="restart", record="masquerade-0.json")
+        text = agent.http("/metrics")[1]
+        assert {family.name for family in text_string_to_metric_families(text)} >= {
+            "cnvnet_guest_events",
+            "cnvnet_guests",
+            "cnvnet_guest_frames_dropped",
+            "cnvnet_guest_throttled",
+            "cnvnet_packet_loop_restarts",
+            "cnvnet_agent_requests",
+            "cnvnet_agent_build_info",
+            "process_resident_memory_bytes",
+        }
+        numbers = agent.metrics()
+        assert numbers['cnvnet_guest_events_total{event="ack",service="dhcp4"}'] == 1
+        assert numbers['cnvnet_guests{state="served"}'] == 1
+        assert numbers['cnvnet_agent_requests_total{code="0",kind="serve"}'] == 1
+        assert numbers['cnvnet_agent_requests_total{code="50",kind="check"}'] == 1
+        assert numbers['cnvnet_agent_requests_total{code="501",kind="unknown"}'] == 1
+        agent.kill_loop()
+        assert eventually(lambda: agent.http("/healthz")[0] == 200)
+        assert agent.metrics()["cnvnet_packet_loop_restarts_total"] == 1
+
+
+def test_health_says_what_is_missing(node: Node, tmp_path: Path) -> None:
+    # A packet loop that ends at once, whenever it is started.
+    script = (
+        "import subprocess, sys\n"
+        "start = subprocess.Popen\n"
+        "subprocess.Popen = lambda command, **rest: start(['false'], **rest)\n"
+        "from cnvnet.agent import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "--rundir", str(node.rundir)]
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        agent = node.popen(*command, stderr=stderr)
+        try:
+            assert eventually(lambda: "agent ready" in log.read_text())
+            get = "import urllib.request as u; u.urlopen('http://127.0.0.1:9440/healthz')"
+            said = eventually(lambda: "503" in node.run("python3", "-c", get, check=False).stderr)
+            assert said
+            assert ask(node.rundir / "agent.sock", {"v": 1, "status": True})["error"]["code"] == 50
+        finally:
+            agent.terminate()
+            assert agent.wait(PATIENCE) == 0
+
+
+def test_a_port_that_is_taken_does_not_keep_it_from_serving(node: Node) -> None:
+    with running_agent(node), running_agent_elsewhere(node) as other:
+        assert other.answers()
+        (said,) = [event for event in other.events() if event["msg"] == "no metrics"]
+        assert (said["level"], said["address"]) == ("error", "127.0.0.1:9440")
+
+
+def running_agent_elsewhere(node: Node) -> Any:
+    other = Node(node.netns, node.folder / "other", node._undo)  # pyright: ignore[reportPrivateUsage]
+    other.folder.mkdir()
+    return running_agent(other)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
+def test_the_address_of_the_metrics(node: Node, address: str) -> None:
+    with running_agent(node, "--metrics-address", address) as agent:
+        (ready,) = [event for event in agent.events() if event["msg"] == "agent ready"]
+        get = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read())"
+        assert "ok" in node.run("python3", "-c", get, f"http://{ready['metrics']}/healthz").stdout
+
+
+def test_without_metrics_nobody_listens(node: Node) -> None:
+    with running_agent(node, "--metrics-address", ""):
+        assert node.run("ss", "-Hltn").stdout == ""
+
+
+def test_every_line_of_the_log_is_an_object(node: Node) -> None:
+    with running_agent(node, "--log-level", "debug") as agent:
+        agent.ask(guest="serve", record="masquerade-0.json")
+        agent.terminate()
+        events = agent.events()
+    assert all({"ts", "level", "msg"} <= event.keys() for event in events)
+    assert events[-1]["msg"] == "agent ended"
+
+
+def test_text_for_people(node: Node) -> None:
+    with running_agent(node, "--log-format", "text") as agent:
+        assert "info    agent ready version=" in agent.log()
+
+
+def test_sigterm_ends_it_and_sighup_does_not(node: Node) -> None:
+    with running_agent(node) as agent:
+        loop = agent.loop_pid
+        agent.process.send_signal(signal.SIGHUP)
+        assert agent.answers()
+        assert agent.terminate() == 0
+        assert not agent.socket.exists()
+        assert not is_there(loop)
+
+
+def test_there_is_one_for_a_rundir_and_it_replaces_a_dead_ones_socket(node: Node) -> None:
+    with running_agent(node) as agent:
+        second = node.run(executable("cnvnet-agent"), "--rundir", str(node.rundir), check=False)
+        assert second.returncode == 1
+        assert "another agent serves" in json.loads(second.stderr.splitlines()[-1])["error"]
+        agent.kill()
+        assert agent.socket.exists()
+        agent.start()
+
+
+def test_a_socket_of_systemds_stays(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "activated.sock"
+    command = ["systemd-socket-activate", "-l", str(path), executable("cnvnet-agent")]
+    options = ["--rundir", str(node.rundir), "--metrics-address", ""]
+    with (tmp_path / "log").open("w") as log:
+        agent = node.popen(*command, *options, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            assert eventually(path.exists)
+            # The first caller starts it.
+            assert ask(path, {"v": 1, "status": True}) == {"v": 1, "ok": True}
+            assert not (node.rundir / "agent.sock").exists()
+        finally:
+            agent.terminate()
+            agent.wait(PATIENCE)
+        assert path.exists()
+
+
+def test_wrong_options_are_explained() -> None:
+    done = subprocess.run(
+        [executable("cnvnet-agent"), "--metrics-address", "9440"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "'9440' is not HOST:PORT" in done.stderr
+    version = subprocess.run([executable("cnvnet-agent"), "--version"], capture_output=True, check=True)
+    assert version.stdout.startswith(b"cnvnet-agent, version ")
