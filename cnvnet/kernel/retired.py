@@ -46,7 +46,7 @@ def retire(host: Stack, near: Link, pod: Stack, ifname: str) -> bool:
         for found in pod.addresses(far.ifindex):
             _strip(pod, DeleteAddress(far.ifindex, found.address))
         pod.apply(_hidden(far.ifindex))
-        host.apply(_hidden(near.ifindex)._replace(master=0))
+        host.apply(_hidden(near.ifindex)._replace(up=False, master=0))
     except KernelError:
         return False
     return True
@@ -62,7 +62,7 @@ def sweep(stack: Stack) -> None:
 
 
 def _hidden(ifindex: int) -> ChangeLink:
-    return ChangeLink(ifindex, up=False, name=f"{_PREFIX}{ifindex:x}", group=RETIRED_GROUP)
+    return ChangeLink(ifindex, name=f"{_PREFIX}{ifindex:x}", group=RETIRED_GROUP)
 
 
 def _strip(pod: Stack, address: DeleteAddress) -> None:
