@@ -22,6 +22,9 @@ from cnvnet.kernel.netns import LostNamespace
 
 VERSION: Final = 1
 LIMIT: Final = 1 << 20
+# A call that a launcher hands on may be as long as this (cnvnet/cni/forwarding.py): it is heard out, because
+# only an answer tells the launcher to run the call itself.
+_LONGEST: Final = 1 << 25
 # Of one request, from the connection to its last byte, and of its answer.
 _SECONDS: Final = 10.0
 _UCRED: Final = struct.Struct("=iII")  # pid, uid, gid
@@ -150,11 +153,17 @@ def end_stuck(error: LostNamespace) -> None:
 
 
 def _receive(connection: socket.socket) -> Document:
-    """OSError, EOFError: the caller has gone or is too slow. CNIError 6: it is no request."""
+    """The request, empty for one that is too long to be of a kind that is known here.
+
+    OSError, EOFError: the caller has gone or is too slow. CNIError 6: it is no request.
+    """
     deadline = time.monotonic() + _SECONDS
     size = int.from_bytes(_exactly(connection, 4, deadline), "big")
-    if size > LIMIT:
+    if size > _LONGEST:
         raise CNIError(DECODING_FAILURE, f"a request of {size} bytes: {LIMIT} at most")
+    if size > LIMIT:
+        _skip(connection, size, deadline)
+        return {}
     content = _exactly(connection, size, deadline)
     try:
         document: object = json.loads(content)
@@ -163,6 +172,11 @@ def _receive(connection: socket.socket) -> Document:
     if not isinstance(document, dict):
         raise CNIError(DECODING_FAILURE, "not a JSON object")
     return cast("Document", document)
+
+
+def _skip(connection: socket.socket, size: int, deadline: float) -> None:
+    while size:
+        size -= len(_exactly(connection, min(size, 1 << 16), deadline))
 
 
 def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:

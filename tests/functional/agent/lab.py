@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,10 @@ def children(pid: int) -> list[int]:
 class RunningAgent:
     """The agent of a node."""
 
-    def __init__(self, node: Node, *options: str) -> None:
+    def __init__(self, node: Node, *options: str, within: Sequence[str] = ()) -> None:
         self._node = node
         self._options = options
+        self._within = within
         self._process: subprocess.Popen[str] | None = None
         self.socket = node.rundir / "agent.sock"
         self.log_file = node.folder / "agent.log"
@@ -109,7 +110,13 @@ class RunningAgent:
         return found[0]
 
     def start(self) -> None:
-        command = [executable("cnvnet-agent"), "--rundir", str(self._node.rundir), *self._options]
+        command = [
+            *self._within,
+            executable("cnvnet-agent"),
+            "--rundir",
+            str(self._node.rundir),
+            *self._options,
+        ]
         # In the node's namespace the address of the metrics is nobody else's. nsenter becomes the agent.
         with self.log_file.open("a") as log:
             self._process = self._node.popen(*command, stderr=log, stdin=subprocess.DEVNULL)
@@ -187,9 +194,12 @@ class RunningAgent:
 
 
 @contextmanager
-def running_agent(node: Node, *options: str) -> Generator[RunningAgent]:
-    """An agent that serves the guests of this node; `options` are the executable's."""
-    agent = RunningAgent(node, *options)
+def running_agent(node: Node, *options: str, within: Sequence[str] = ()) -> Generator[RunningAgent]:
+    """An agent that serves the guests of this node; `options` are the executable's.
+
+    `within` is a command that becomes the executable, given as its last arguments, such as setpriv.
+    """
+    agent = RunningAgent(node, *options, within=within)
     try:
         agent.start()
         yield agent

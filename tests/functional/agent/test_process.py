@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.functional.agent.client import lease
 from tests.functional.agent.lab import PATIENCE, ask, eventually, is_there, received, running_agent
+from tests.functional.agent.test_dns import container
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, executable
 
@@ -76,12 +77,23 @@ def test_whatever_comes_is_answered(node: Node) -> None:
         assert agent.ask(guest="forget", record="masquerade-0.json") == {"v": 1, "ok": True}
         with socket.socket(socket.AF_UNIX) as connection:  # more than it reads
             connection.connect(str(agent.socket))
-            connection.sendall((1 << 20 | 1).to_bytes(4, "big"))
+            connection.sendall((1 << 25 | 1).to_bytes(4, "big"))
             assert b"1048576 at most" in received(connection)
         with socket.socket(socket.AF_UNIX) as connection:  # who says half a thing and leaves
             connection.connect(str(agent.socket))
             connection.sendall(b"\0\0\1\0half")
         assert agent.ask(status=True) == {"v": 1, "ok": True}
+
+
+@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["short", "long"])
+def test_a_launcher_is_told_to_run_its_call_itself(lab: Lab, padding: int) -> None:
+    with running_agent(lab.node) as agent:
+        pod = lab.pod()
+        config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade", "padding": "x" * padding}
+        for command in ("ADD", "DEL"):
+            env = {"CNVNET_AGENT": "auto"}
+            lab.node.cni("masquerade", command, config, pod, ifname="net1", env=env).ok()
+        assert agent.metrics()['cnvnet_agent_requests_total{code="501",kind="unknown"}'] == 2
 
 
 def test_callers_that_say_nothing_keep_others_waiting_for_seconds_only(node: Node) -> None:
@@ -210,21 +222,60 @@ def test_there_is_one_for_a_rundir_and_it_replaces_a_dead_ones_socket(node: Node
         agent.start()
 
 
+# What systemd does for a socket unit (sd_listen_fds(3)): argv is the socket's path and the program.
+ACTIVATE = """
+import os, socket, sys
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[1])
+made.listen()
+os.dup2(made.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def test_a_socket_of_systemds_stays(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "activated.sock"
-    command = ["systemd-socket-activate", "-l", str(path), executable("cnvnet-agent")]
+    command = [sys.executable, "-c", ACTIVATE, str(path), executable("cnvnet-agent")]
     options = ["--rundir", str(node.rundir), "--metrics-address", ""]
     with (tmp_path / "log").open("w") as log:
         agent = node.popen(*command, *options, stderr=log, stdin=subprocess.DEVNULL)
         try:
             assert eventually(path.exists)
-            # The first caller starts it.
-            assert ask(path, {"v": 1, "status": True}) == {"v": 1, "ok": True}
+            # A call that comes before the agent is ready waits for it.
+            assert eventually(lambda: ask_if_there(path) == {"v": 1, "ok": True})
             assert not (node.rundir / "agent.sock").exists()
         finally:
             agent.terminate()
-            agent.wait(PATIENCE)
+            assert agent.wait(PATIENCE) == 0
         assert path.exists()
+
+
+def ask_if_there(path: Path) -> Any:
+    try:
+        return ask(path, {"v": 1, "status": True})
+    except ConnectionRefusedError:
+        return None  # bound and not listening yet
+
+
+UNIT = Path(__file__).parents[3] / "conf/systemd/cnvnet-agent.service"
+
+
+def test_the_capabilities_of_the_unit_are_enough(lab: Lab, tmp_path: Path) -> None:
+    (line,) = (line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
+    names = [name.removeprefix("CAP_").lower() for name in line.partition("=")[2].split()]
+    bounding = ",".join(["-all", *(f"+{name}" for name in names)])
+    with running_agent(lab.node, within=("setpriv", "--bounding-set", bounding, "--no-new-privs")) as agent:
+        status = Path(f"/proc/{agent.pid}/status").read_text()
+        (effective,) = (line for line in status.splitlines() if line.startswith("CapEff:"))
+        assert int(effective.split()[1], 16).bit_count() == len(names)
+        pod = lab.pod()
+        pod.cni("ADD", guestServices={}).ok()
+        lab.plug(pod)
+        with container(pod, "nameserver 10.96.0.10\n", tmp_path):
+            assert eventually(lambda: lease(lab.guest, tmp_path).get("dns") == "10.96.0.10")
+        pod.cni("DEL").ok()
 
 
 def test_wrong_options_are_explained() -> None:
