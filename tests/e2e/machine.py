@@ -46,8 +46,8 @@ echo
 trap '' CHLD
 exec cat
 """
-# Outside, and the last to go. Cgroups are the one thing that stays when all who are in them have ended; those
-# that runc makes for containerd are called like the containers.
+# Outside, and the last to go: cgroups stay when all who are in them have ended. Those of containers are
+# called like the containers.
 _SUPERVISOR = r"""
 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c "$1"
 for container in "$CONTAINERS"/*; do
@@ -91,9 +91,18 @@ class Daemon:
         if (code := self._entrance.poll()) is not None:
             raise AssertionError(f"{self.name} ended with {code}: {self.log.read_text()[-3000:]}")
 
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        return _children(self.pid)
+
     def kill(self) -> None:
         """SIGKILL, and it is gone when this returns."""
         os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM, and it has ended when this returns."""
+        os.kill(self.pid, signal.SIGTERM)
         self.wait()
 
     def wait(self) -> None:
@@ -158,6 +167,16 @@ class Machine(harness.Node):
         containers = [path.name for path in self.folder.glob(f"{CONTAINERS}/*")]
         parents = [Path("/sys/fs/cgroup/k8s.io"), *Path("/sys/fs/cgroup").glob("*/k8s.io")]
         return [str(parent / name) for parent in parents for name in containers if (parent / name).exists()]
+
+    def kill_all(self, argument: str) -> None:
+        """SIGKILL to all that runs with this word on its command line, and they are gone."""
+        for pid in self.processes():
+            if argument in _command_line(pid):
+                os.kill(pid, signal.SIGKILL)
+        eventually(
+            lambda: not any(argument in _command_line(pid) for pid in self.processes()),
+            f"{argument} is gone",
+        )
 
     def wait(self) -> None:
         for daemon in self._daemons:
@@ -245,3 +264,10 @@ def _name(pid: int) -> str | None:
     except OSError:
         return None
     return status["Name"] if not status["State"].startswith("Z") else None
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []  # gone meanwhile

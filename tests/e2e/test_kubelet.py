@@ -17,7 +17,7 @@ from tests.e2e.guests.lab import CONTENT, V4, fetch, serving
 from tests.e2e.machine import eventually
 from tests.e2e.testbed import NADS, NETWORK_STATUS, NETWORKS, PODS, SERVER, Node, Testbed, default_network
 from tests.functional.crash.remains import Remains, leases, remains
-from tests.harness import Sandbox
+from tests.harness import Sandbox, executable
 
 # One cluster for all of them.
 pytestmark = pytest.mark.xdist_group("testbed")
@@ -37,7 +37,8 @@ class Pod(NamedTuple):
 
     @property
     def mac(self) -> str:
-        return str((self.sandbox.link("eth0") or {})["address"])
+        """That of its default network, which its virtual machine has, too."""
+        return str(self.networks["pods"]["mac"])
 
 
 class Cluster:
@@ -153,19 +154,19 @@ def assert_masqueraded(pod: Pod) -> None:
     assert pod.sandbox.addresses("k6t-eth0") == ["10.0.2.1/24"]
 
 
-def assert_guest_talks(cluster: Cluster, pod: Pod) -> None:
-    """A virtual machine in the pod reaches a host beyond the node, and is reached from there."""
+def guest_in(pod: Pod) -> Guest:
+    return Guest(pod.sandbox.netns, Nic("tap0", pod.mac, 1500))
+
+
+def assert_talks(guest: Guest, cluster: Cluster, pod: Pod) -> None:
+    """The virtual machine in the pod reaches a host beyond the node, and is reached from there."""
     outside = cluster.testbed.control_plane.machine
     side = V4._replace(outside=SERVER)
-    with Guest(pod.sandbox.netns, Nic("tap0", pod.mac, 1500)) as guest:
-        guest.run(
-            "ip link set eth0 up; ip addr add 10.0.2.2/24 dev eth0; ip route add default via 10.0.2.1"
-        ).ok()
-        with serving(outside, side, 8080) as server:
-            guest.run(f"mkdir -p /www; wget -q -O /www/content http://{SERVER}:8080/").ok()
-        assert server.callers == [pod.address]
-        guest.run("httpd -p 80 -h /www").ok()
-        assert fetch(outside, side, pod.address, 80, "/content") == CONTENT
+    with serving(outside, side, 8080) as server:
+        guest.run(f"mkdir -p /www; wget -q -O /www/content http://{SERVER}:8080/").ok()
+    assert server.callers == [pod.address]
+    guest.run("httpd -p 80 -h /www").ok()
+    assert fetch(outside, side, pod.address, 80, "/content") == CONTENT
 
 
 def test_a_pod_on_a_network_of_virtual_machines(cluster: Cluster) -> None:
@@ -196,7 +197,53 @@ def test_a_virtual_machine_behind_the_binding_of_the_default_network(cluster: Cl
     assert list(pod.networks) == ["pods", "default/vms"]
     assert sorted(pod.sandbox.links()) == ["eth0", "k6t-eth0", "lo", "net1", "tap0"]
     assert_masqueraded(pod)
-    assert_guest_talks(cluster, pod)
+    with guest_in(pod) as guest:
+        guest.run("ip link set eth0 up; ip addr add 10.0.2.2/24 dev eth0").ok()
+        guest.run("ip route add default via 10.0.2.1").ok()
+        assert_talks(guest, cluster, pod)
+
+
+@pytest.fixture
+def resident_agent(testbed: Testbed) -> Iterator[None]:
+    """The node's agent as systemd would have started it, before there is any pod and until there is none."""
+    machine = testbed.nodes[0].machine
+    agent = machine.start(executable("cnvnet-agent"))
+    eventually(lambda: (machine.rundir / "agent.sock").exists(), "the agent listens")
+    eventually(agent.children, "its packet loop runs")
+    yield
+    agent.terminate()
+
+
+@pytest.fixture
+def agent_on_demand(cluster: Cluster) -> Iterator[None]:
+    """None, and whatever was started in the test is killed after it."""
+    yield
+    cluster.node.machine.kill_all("cnvnet.agent")
+
+
+@pytest.mark.usefixtures("resident_agent")
+def test_a_guest_is_told_what_kubelet_has_told_its_pod(cluster: Cluster) -> None:
+    cluster.define("masquerade", {"type": "masquerade", "guestServices": {}})
+    pod = cluster.run("vm", "masquerade")
+    with guest_in(pod) as guest:
+        lease = guest.ask_dhcp()
+        assert (lease["ip"], lease["mask"], lease["router"]) == ("10.0.2.2", "24", "10.0.2.1")
+        assert lease["dns"] == "10.96.0.10"
+        expected = ["default.svc.cluster.test", "svc.cluster.test", "cluster.test", "example.test"]
+        assert lease["search"].split() == expected
+        assert_talks(guest, cluster, pod)
+
+
+@pytest.mark.usefixtures("agent_on_demand")
+def test_an_agent_started_by_an_add_outlives_the_runtime_that_called(cluster: Cluster) -> None:
+    """It is no child of containerd's, and serves the guest of a pod that goes on without containerd."""
+    cluster.define("masquerade", {"type": "masquerade", "guestServices": {}})
+    pod = cluster.run("vm", "masquerade")
+    with guest_in(pod) as guest:
+        cluster.node.restart()
+        assert guest.ask_dhcp()["ip"] == "10.0.2.2"
+        assert_talks(guest, cluster, pod)
+    cluster.delete(pod)
 
 
 def test_masquerade_in_the_list_of_the_default_network(cluster: Cluster) -> None:
@@ -285,3 +332,14 @@ def test_a_pod_waits_for_an_address_until_there_is_one(cluster: Cluster) -> None
     cluster.delete(first)
     second = cluster.running("second")
     assert address_of(second, "default/small") == "10.10.0.20"
+
+
+@pytest.mark.usefixtures("resident_agent")
+def test_a_virtual_machine_has_its_pods_own_address_with_vm_bridge(cluster: Cluster) -> None:
+    cluster.define("bridge", {"type": "vm-bridge"})
+    pod = cluster.run("vm", "bridge")
+    assert list(pod.networks) == ["pods"]
+    with guest_in(pod) as guest:
+        lease = guest.ask_dhcp()
+        assert (lease["ip"], lease["router"]) == (pod.address, "10.244.1.1")
+        assert_talks(guest, cluster, pod)
