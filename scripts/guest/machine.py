@@ -97,10 +97,31 @@ class Guest:
         """A command of the guest's shell. TimeoutError if it has not ended by then."""
         return self._console.run(command, seconds)
 
+    def ask_dhcp(self, ifname: str = "eth0") -> dict[str, str]:
+        """What the interface is given by DHCP, and has from then on: udhcpc's variables.
+
+        The client stays, as process /run/udhcpc.IFNAME; SIGUSR1 makes it renew the lease.
+        """
+        options = "".join(f" -O {name}" for name in ("search", "mtu", "staticroutes"))
+        client = f"udhcpc -i {ifname} -n -t 30 -T 1{options} -s /bin/udhcpc-script -p /run/udhcpc.{ifname}"
+        self.run(f"{client} </dev/null >/run/udhcpc.{ifname}.log 2>&1 || cat /run/udhcpc.{ifname}.log").ok()
+        return self.lease(ifname)
+
+    def ask_dhcp6(self, ifname: str = "eth0") -> dict[str, str]:
+        """What the interface is given by DHCPv6, and has from then on: dhclient's variables."""
+        files = f"-lf /run/dhclient6.{ifname}.leases -pf /run/dhclient6.{ifname}"
+        self.run(f"timeout 60 dhclient -6 -1 -v -sf /bin/dhclient-script {files} {ifname}").ok()
+        return self.lease(ifname, v6=True)
+
     def lease(self, ifname: str = "eth0", *, v6: bool = False) -> dict[str, str]:
-        """What a DHCP client was told last: udhcpc's variables, or dhclient's with `v6`."""
+        """What the client was told last."""
         shown = self.run(f"cat /run/lease{'6' if v6 else ''}.{ifname}").ok()
         return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+    def await_default_route6(self, ifname: str = "eth0") -> str:
+        """The router that has advertised itself."""
+        look = f"ip -6 route show dev {ifname} | sed -n 's/^default via \\([^ ]*\\).*/\\1/p' | grep ."
+        return self.run(f"ip link set {ifname} up; until {look}; do usleep 100000; done").ok().strip()
 
     def unplug(self) -> None:
         """The card is pulled out of the running guest, and its tap let go."""

@@ -1,4 +1,4 @@
-"""A node whose pods are attached through cnitool and have a QEMU guest behind their tap.
+"""A node whose pods are attached through cnitool and have a QEMU guest behind their tap, and its agent.
 
 The node's own bridge address is the host outside that talks to the guests.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cnvnet.kernel import netns
 from scripts.guest.machine import PATIENCE, Guest, Nic
+from tests.functional.agent.lab import running_agent
 from tests.functional.bridge.test_cnitool import Cnitool
 from tests.harness import Node, Sandbox, a_node
 
@@ -89,6 +90,7 @@ class Lab:
     def __init__(self, node: Node, undo: ExitStack, binding: dict[str, Any], mtu: int = 1500) -> None:
         self.node = node
         self._undo = undo
+        self.agent = undo.enter_context(running_agent(node))
         ranges = [[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd99::/64"}]]
         bridge = {
             "type": "bridge",
@@ -109,10 +111,9 @@ class Lab:
         self._undo.callback(pod.detach)
         return pod
 
-    def guest(self, pod: Pod, *, queues: int = 1, offer_mtu: bool = True) -> Guest:
-        """A guest on the pod's tap, started as virt-launcher does it: with the pod's MAC and MTU."""
-        nic = Nic("tap0", pod.mac, pod.mtu if offer_mtu else None, queues)
-        return self._undo.enter_context(Guest(pod.netns, nic))
+    def guest(self, pod: Pod, *, queues: int = 1) -> Guest:
+        """A guest on the pod's tap with the pod's MAC. The device says nothing of the MTU: DHCP has to."""
+        return self._undo.enter_context(Guest(pod.netns, Nic("tap0", pod.mac, queues=queues)))
 
 
 @contextmanager

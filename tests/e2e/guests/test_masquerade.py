@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from scripts.guest.machine import QEMU_USER, Guest
-from tests.e2e.guests.lab import CONTENT, SIDES, V4, Lab, Pod, Side, a_lab, fetch, serving, url
+from tests.e2e.guests.lab import CONTENT, SIDES, V4, V6, Lab, Pod, Side, a_lab, fetch, serving, url
 
-BOTH = pytest.mark.parametrize("side", SIDES, ids=["IPv4", "IPv6"])
+# The link-local address that follows from the MAC of masquerade's bridge.
+ROUTER6 = "fe80::ff:fe00:0"
 
 
 def masquerade(**keys: Any) -> dict[str, Any]:
@@ -18,14 +19,10 @@ def masquerade(**keys: Any) -> dict[str, Any]:
 
 
 def configure(guest: Guest) -> None:
-    guest.run("""
-        echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
-        ip link set eth0 up
-        ip addr add 10.0.2.2/24 dev eth0
-        ip route add default via 10.0.2.1
-        ip addr add fd10:0:2::2/120 dev eth0
-        ip -6 route add default via fe80::ff:fe00:0 dev eth0
-    """).ok()
+    """What a guest does when it boots: everything it has, the agent has told it."""
+    assert guest.ask_dhcp()["ip"] == V4.guest
+    assert guest.await_default_route6() == ROUTER6
+    assert guest.ask_dhcp6()["new_ip6_address"] == V6.guest
 
 
 def serve(guest: Guest, *ports: int) -> None:
@@ -40,6 +37,49 @@ def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
         guest.run(f"wget -q -O /www/content '{url(side.outside, 8080)}'").ok()
     assert server.callers == [pod.address(side)]
     assert fetch(lab.node, side, pod.address(side), 80, "/content") == CONTENT
+
+
+def test_a_guest_is_told_all_that_it_needs(tmp_path: Path) -> None:
+    told = {
+        "hostname": "vm-a",
+        "nameservers": ["10.96.0.10", "fd99::a"],
+        "search": ["default.svc.cluster.local", "cluster.local"],
+        "leaseSeconds": 3600,
+    }
+    with a_lab(tmp_path, masquerade(guestServices=told), mtu=1400) as lab:
+        guest = lab.guest(lab.pod())
+        lease = guest.ask_dhcp()
+        assert (lease["ip"], lease["mask"], lease["router"]) == (V4.guest, "24", V4.gateway)
+        assert (lease["mtu"], lease["lease"], lease["serverid"]) == ("1400", "3600", V4.gateway)
+        assert guest.run("hostname; cat /sys/class/net/eth0/mtu").ok().split() == ["vm-a", "1400"]
+        assert guest.run("cat /etc/resolv.conf").ok().splitlines() == [
+            "nameserver 10.96.0.10",
+            "search default.svc.cluster.local cluster.local",
+        ]
+        assert guest.await_default_route6() == ROUTER6
+        lease6 = guest.ask_dhcp6()
+        assert (lease6["new_ip6_address"], lease6["new_dhcp6_name_servers"]) == (V6.guest, "fd99::a")
+        assert lease6["new_dhcp6_domain_search"] == "default.svc.cluster.local. cluster.local."
+        # The router gives a way out and no address: there is one from DHCPv6, and none made up beside it.
+        assert guest.run("grep -c ' 00 .* eth0' /proc/net/if_inet6").ok() == "1\n"
+        for side in SIDES:
+            guest.run(f"ping -c 1 -W 30 {side.outside}").ok()
+
+
+def test_an_agent_that_was_killed_is_not_missed(tmp_path: Path) -> None:
+    with a_lab(tmp_path, masquerade()) as lab:
+        pod = lab.pod()
+        guest = lab.guest(pod)
+        configure(guest)
+        serve(guest, 80)
+        lab.agent.kill()
+        for side in SIDES:
+            assert fetch(lab.node, side, pod.address(side), 80, "/name") == b"guest"
+        lab.agent.start()
+        guest.run("rm /run/lease.eth0 /run/lease6.eth0; kill -USR1 $(cat /run/udhcpc.eth0)").ok()
+        guest.run("until [ -e /run/lease.eth0 ]; do usleep 100000; done").ok()
+        assert guest.lease()["ip"] == V4.guest
+        configure(guest)
 
 
 def test_a_listed_port_leads_to_the_guest_and_the_guest_goes_out_as_its_pod(tmp_path: Path) -> None:
@@ -61,7 +101,8 @@ def test_programs_of_the_pod_reach_the_guest_by_the_loopback_address(tmp_path: P
     with a_lab(tmp_path, masquerade()) as lab:
         pod = lab.pod()
         guest = lab.guest(pod)
-        configure(guest)
+        # As cloud-init does it: who brings the addresses along needs nobody to give them.
+        guest.run("ip link set eth0 up; ip addr add 10.0.2.2/24 dev eth0").ok()
         serve(guest, 80)
         assert fetch(pod, V4, "127.0.0.1", 80, "/name") == b"guest"
 
