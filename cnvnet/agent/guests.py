@@ -102,6 +102,7 @@ class Guests:
             for name in names:
                 try:
                     guest = self._adopt(name)
+                    _ensure_there(guest.record)
                     self._settings(guest)
                 except CNIError as e:
                     log.debug("not served", record=name, reason=e.msg)
@@ -141,11 +142,11 @@ class Guests:
         """Lets go of namespaces whose paths have gone, and tries again what has not worked."""
         with self._lock:
             for guest in self._guests.values():
-                if guest.served and _inode(guest.record.netns_path) != guest.record.netns_inode:
+                if guest.served and not _is_there(guest.record):
                     self._loop.drop(guest.name)
                     self._dns.forget(guest.record.netns_inode)
                     guest.served = False
-                    self._trouble(guest, f"namespace {guest.record.netns_path} has gone")
+                    self._trouble(guest, _gone(guest.record))
                 elif not guest.served and now >= guest.again:
                     self._serve(guest)
 
@@ -186,6 +187,7 @@ class Guests:
     def _serve(self, guest: _Guest) -> None:
         """Serves it anew with what is known now, or remembers why that cannot be."""
         try:
+            _ensure_there(guest.record)
             settings = self._settings(guest)
             with _open(guest.record, settings) as tap:
                 self._loop.serve(guest.name, settings_json.encode(settings), tap)
@@ -239,7 +241,7 @@ def _open(record: Record, settings: Settings) -> socket.socket:
     prepared = services.prepare(settings)
     with netns.opened(record.netns_path) as inside:
         if inside.inode != record.netns_inode:
-            raise CNIError(NOT_AVAILABLE, f"namespace {record.netns_path} is another one now")
+            raise CNIError(NOT_AVAILABLE, _gone(record))
         with netns.entered(inside):
             return open_tap(ifname, prepared)
 
@@ -266,8 +268,18 @@ def _check_name(name: str) -> None:
         raise CNIError(INVALID_CONFIG, f"record {name[:80]!r}: not the name of a record's file")
 
 
-def _inode(path: str) -> int:
+def _ensure_there(record: Record) -> None:
+    if not _is_there(record):
+        raise CNIError(NOT_AVAILABLE, _gone(record))
+
+
+def _is_there(record: Record) -> bool:
+    """Whether the namespace at the record's path is still the same."""
     try:
-        return os.stat(path).st_ino
-    except OSError:
-        return 0
+        return os.stat(record.netns_path).st_ino == record.netns_inode
+    except (OSError, ValueError):
+        return False
+
+
+def _gone(record: Record) -> str:
+    return f"the namespace that was at {record.netns_path} has gone"

@@ -29,12 +29,12 @@ class PodDns:
         self._found = found
         self._known: dict[int, ResolvConf] = {}
         self._wanted: set[int] = set()
+        # Those that have not been looked for yet, not even in vain.
+        self._new: set[int] = set()
         self._fresh: list[int] = []
         self._pause = _FIRST_PAUSE
         self._change = threading.Condition()
-        self._looks = 0
-        self._urgent = False
-        self._thread = threading.Thread(target=self._look, name="pod-dns", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pod-dns", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -45,22 +45,22 @@ class PodDns:
             known = self._known.get(inode)
             if known is None and inode not in self._wanted:
                 self._wanted.add(inode)
-                self._hurry()
+                self._new.add(inode)
+                self._pause = _FIRST_PAUSE
+                self._change.notify_all()
             return known
 
     def await_look(self, seconds: float) -> None:
-        """Returns when everything that was wanted before has been looked for once."""
+        """Returns when everything that is wanted has been looked for once."""
         with self._change:
-            # The look that may be going on began too early.
-            enough = self._looks + 2 if self._wanted else self._looks
-            self._hurry()
-            self._change.wait_for(lambda: self._looks >= enough or not self._wanted, seconds)
+            self._change.wait_for(lambda: not self._new, seconds)
 
     def forget(self, inode: int) -> None:
         """The namespace has gone: its inode may be another's soon."""
         with self._change:
             self._known.pop(inode, None)
             self._wanted.discard(inode)
+            self._new.discard(inode)
 
     def take_found(self) -> list[int]:
         """The namespaces whose pods have become known since the last call."""
@@ -68,35 +68,30 @@ class PodDns:
             found, self._fresh = self._fresh, []
         return found
 
-    def _hurry(self) -> None:
-        self._urgent, self._pause = True, _FIRST_PAUSE
-        self._change.notify_all()
-
-    def _is_urgent(self) -> bool:
-        return self._urgent
-
-    def _look(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._change:
                 self._change.wait_for(lambda: bool(self._wanted))
                 wanted = frozenset(self._wanted)
-            found = look(wanted)
-            with self._change:
-                self._looks += 1
-                found = {inode: conf for inode, conf in found.items() if inode in self._wanted}
-                self._known |= found
-                self._wanted -= found.keys()
-                self._fresh += found
-                self._change.notify_all()
-            if found:
-                log.debug("found a resolv.conf", namespaces=sorted(found))
+            if self._take(wanted, look(wanted)):
                 self._found()
             with self._change:
-                pause = self._pause
-                self._pause = min(pause * 1.5, _LONGEST_PAUSE)
-                # Whoever is wanted newly is looked for at once.
-                self._change.wait_for(self._is_urgent, pause)
-                self._urgent = False
+                # Whoever is wanted newly is looked for at once, the others less and less often.
+                self._change.wait_for(lambda: bool(self._new), self._pause)
+                self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
+
+    def _take(self, wanted: frozenset[int], found: dict[int, ResolvConf]) -> bool:
+        """Whether any of what was found is still wanted."""
+        with self._change:
+            self._new -= wanted
+            news = {inode: conf for inode, conf in found.items() if inode in self._wanted}
+            self._known |= news
+            self._wanted -= news.keys()
+            self._fresh += news
+            self._change.notify_all()
+        if news:
+            log.debug("found a resolv.conf", namespaces=sorted(news))
+        return bool(news)
 
 
 def look(wanted: Collection[int]) -> dict[int, ResolvConf]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cnvnet import attachments
@@ -64,15 +65,15 @@ class Watch:
         self._loop = loop
         self._dns = dns
         self._wake = threading.Event()
+        self._loaded = threading.Event()
         self._stopping = False
         self._round = self._counted = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         """On return every guest that there is has been tried."""
-        self._loop.keep_alive()
-        self._guests.load(self._records.changed())
         self._thread.start()
+        self._loaded.wait()
 
     def stop(self) -> None:
         self._stopping = True
@@ -87,16 +88,25 @@ class Watch:
         return self._thread.is_alive() and time.monotonic() - self._round < _HANGS
 
     def _run(self) -> None:
+        self._attempt(self._load)
+        self._loaded.set()
         while not self._stopping:
             self._wake.wait(_SECONDS)
             self._wake.clear()
-            try:
-                self._go_round()
-            except LostNamespace as e:
-                end_stuck(e)
-            except Exception:  # noqa: BLE001 -- one odd record must not keep all others from being looked after
-                log.crash("internal error of the watch")
+            self._attempt(self._go_round)
             self._round = time.monotonic()
+
+    def _attempt(self, deed: Callable[[], None]) -> None:
+        try:
+            deed()
+        except LostNamespace as e:
+            end_stuck(e)
+        except Exception:  # noqa: BLE001 -- one odd record must not keep all others from being looked after
+            log.crash("internal error of the watch")
+
+    def _load(self) -> None:
+        self._loop.keep_alive()
+        self._guests.load(self._records.changed())
 
     def _go_round(self) -> None:
         if self._stopping:

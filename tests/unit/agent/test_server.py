@@ -1,0 +1,80 @@
+"""The server with kinds of its own: what it does when they fail."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnvnet.agent import listener
+from cnvnet.agent.server import Document, Kind, Server
+from cnvnet.cni.errors import CNIError
+
+Observed = list[tuple[str, int]]
+
+
+def echo(document: Document) -> Document:
+    return {"ok": True, "said": document["say"]}
+
+
+def refuse(_: Document) -> Document:
+    raise CNIError(50, "not today")
+
+
+def crash(_: Document) -> Document:
+    raise ZeroDivisionError("as it was told")
+
+
+KINDS = {"echo": Kind("echo", echo), "refuse": Kind("refuse", refuse), "crash": Kind("crash", crash)}
+
+
+def find(document: Document) -> Kind | None:
+    return KINDS.get(str(document.get("do")))
+
+
+@pytest.fixture
+def observed() -> Observed:
+    return []
+
+
+@pytest.fixture
+def path(tmp_path: Path, observed: Observed) -> Iterator[Path]:
+    door = listener.bound(str(tmp_path / "agent.sock"))
+    server = Server(door.socket, find, lambda kind, code: observed.append((kind, code)))
+    server.start()
+    try:
+        yield tmp_path / "agent.sock"
+        assert server.is_alive()
+    finally:
+        door.hide()
+        server.stop()
+        door.socket.close()
+    assert not server.is_alive()
+
+
+def ask(path: Path, document: Document) -> Document:
+    content = json.dumps(document).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        # As slowly as may be.
+        for byte in len(content).to_bytes(4, "big") + content:
+            connection.sendall(bytes((byte,)))
+        answer: Document = json.loads(b"".join(iter(lambda: connection.recv(100), b""))[4:])
+    return answer
+
+
+def test_each_kind_is_answered_and_counted(path: Path, observed: Observed) -> None:
+    for _ in range(3):
+        assert ask(path, {"v": 1, "do": "echo", "say": "ä"}) == {"v": 1, "ok": True, "said": "ä"}
+        assert ask(path, {"v": 1, "do": "refuse"}) == {"v": 1, "error": {"code": 50, "msg": "not today"}}
+        error = ask(path, {"v": 1, "do": "crash"})["error"]
+        assert error == {
+            "code": 999,
+            "msg": "internal error of the agent: ZeroDivisionError: as it was told",
+        }
+        assert ask(path, {"v": 1, "do": "sing"}) == {"v": 1, "unsupported": True}
+    assert observed == [("echo", 0), ("refuse", 50), ("crash", 999), ("unknown", 501)] * 3
