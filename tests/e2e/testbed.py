@@ -43,7 +43,7 @@ _CONTAINERD = "/run/containerd/containerd.sock"
 
 
 class ControlPlane:
-    """etcd and the API server, and the switch that nodes are plugged into."""
+    """etcd and the API server, and the switch and router between nodes."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -56,6 +56,7 @@ class ControlPlane:
             f"""
             ip link add switch type bridge; ip addr add {SERVER}/24 dev switch; ip link set switch up
             ip link add wire type bridge; ip link set wire up
+            echo 1 >/proc/sys/net/ipv4/ip_forward
             """,
         )
         self.machine.start(
