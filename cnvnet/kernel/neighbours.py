@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from socket import AF_INET, AF_INET6
+from socket import (
+    AF_INET,
+    AF_INET6,
+    IP_TTL,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_UNICAST_HOPS,
+    SOCK_DGRAM,
+    socket,
+)
 from typing import Final, NamedTuple
 
 from cnvnet.kernel import pyroute2_light
@@ -18,8 +28,11 @@ _NUD_REACHABLE: Final = 0x02
 _NUD_PERMANENT: Final = 0x80
 # INCOMPLETE, FAILED and NOARP entries hold no answer anybody gave.
 _NUD_USELESS: Final = 0x01 | 0x20 | 0x40
-_NTF_USE: Final = 0x01
 _NTF_PROXY: Final = 0x08
+# include/uapi/linux/{in,in6}.h
+_IP_UNICAST_IF: Final = 50
+_IPV6_UNICAST_IF: Final = 76
+_DISCARD: Final = 9
 
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _MESSAGE: Final = ("netlink.rtnl.ndmsg", "ndmsg")
@@ -49,7 +62,7 @@ class AddNeighbour(NamedTuple):
 class ResolveNeighbour(NamedTuple):
     """Has the kernel ask the link for an address, unless it knows it; the answer comes later, as an entry.
 
-    ENODEV when there is no such link.
+    ENODEV when there is no such link, EADDRNOTAVAIL as long as the link has no address to ask by.
     """
 
     ifindex: int
@@ -76,16 +89,22 @@ def encode_add(wanted: AddNeighbour) -> Message:
     return Message(_RTM_NEWNEIGH, CREATE | REPLACE, _encode(neighbour, attributes))
 
 
-def encode_resolve(wanted: ResolveNeighbour) -> Message:
-    """RTM_NEWNEIGH with NTF_USE, as if a packet had to be sent there."""
-    header = {
-        "family": AF_INET if wanted.address.version == 4 else AF_INET6,
-        "ifindex": wanted.ifindex,
-        "state": 0,
-        "flags": _NTF_USE,
-    }
-    attributes: list[tuple[str, object]] = [("NDA_DST", str(wanted.address))]
-    return Message(_RTM_NEWNEIGH, CREATE, pyroute2_light.encode(*_MESSAGE, header, attributes))
+def resolve(wanted: ResolveNeighbour) -> None:
+    """In the calling thread's namespace. OSError.
+
+    NTF_USE would have the kernel ask by its link-local address, which for a second or two after a link came
+    up is none yet: so it gets a datagram to send, which goes no further than to that neighbour.
+    """
+    ipv4 = wanted.address.version == 4
+    family, level = (AF_INET, IPPROTO_IP) if ipv4 else (AF_INET6, IPPROTO_IPV6)
+    with socket(family, SOCK_DGRAM) as sender:
+        try:
+            out = struct.pack("!I", wanted.ifindex)
+            sender.setsockopt(level, _IP_UNICAST_IF if ipv4 else _IPV6_UNICAST_IF, out)
+        except OSError as e:
+            raise OSError(errno.ENODEV if e.errno == errno.EADDRNOTAVAIL else e.errno, e.strerror) from e
+        sender.setsockopt(level, IP_TTL if ipv4 else IPV6_UNICAST_HOPS, 1)
+        sender.sendto(b"", (str(wanted.address), _DISCARD))
 
 
 def encode_delete(wanted: DeleteNeighbour) -> Message:

@@ -217,6 +217,10 @@ class NetlinkStack:
             with _inside(self._netns):
                 tap.create(operation)
             return self._made(operation.name, [])
+        if isinstance(operation, ResolveNeighbour):
+            with _inside(self._netns):
+                neighbours.resolve(operation)
+            return []
         if isinstance(operation, CreateBridge | CreateVeth | CreateDummy):
             (message,) = _ENCODERS[type(operation)](operation)
             made = self._made(operation.name, self._socket.request(message))
@@ -359,7 +363,6 @@ _ENCODERS: Final[dict[type, Callable[[Any], list[Message]]]] = {
     AddRoute: _one(routes.encode_add),
     DeleteRoute: _one(routes.encode_delete),
     AddNeighbour: _one(neighbours.encode_add),
-    ResolveNeighbour: _one(neighbours.encode_resolve),
     DeleteNeighbour: _one(neighbours.encode_delete),
     AddVlans: _one(vlans.encode),
     DeleteVlans: _one(vlans.encode),

@@ -25,7 +25,7 @@ from cnvnet.plugins.vm_bridge.plan import Wanted
 from cnvnet.vm import names, pod_interface, sysctls, traces
 from cnvnet.vm import ruleset as vm_ruleset
 
-# The kernel asks three times, a second apart.
+# As long as duplicate address detection and two questions of the kernel's take.
 _SECONDS: Final = 3.0
 
 
@@ -44,7 +44,7 @@ class Addition:
         plan.ensure_free(names.of(link.name), stack.links())
         was = original.observe(stack, link)
         wanted = self._plan(was)
-        left = Leftovers(was)
+        left = Leftovers(was, sysctls.changes(stack, plan.GLOBAL))
         record = Record(call.key, call.request.netns, netns.inode, boot_id(), ADDING, left.to_json())
         with Undo() as undo:
             undo.finally_("record", slot.remove)
@@ -87,7 +87,7 @@ class Addition:
             ChangeLink(bridge.ifindex, alias=alias),
             ChangeLink(tap.ifindex, alias=alias, mtu=wanted.mtu, master=bridge.ifindex),
         )
-        sysctls.apply(pod, wanted.on_links)
+        sysctls.apply(pod, (*plan.GLOBAL, *wanted.on_links))
         _take(pod, wanted, was, bridge, alias)
         _stand_in(pod, was, alias)
         if wanted.server is not None:
@@ -97,13 +97,18 @@ class Addition:
 
 def resolved(pod: Stack, was: Original, address: IPv6Address) -> str:
     """The MAC address of somebody on the link, "" if nobody answers."""
-    pod.apply(ResolveNeighbour(was.ifindex, address))
     deadline = time.monotonic() + _SECONDS
     while True:
         known = (each.mac for each in pod.neighbours(was.ifindex) if each.address == address)
         mac = next(known, "")
         if mac or time.monotonic() >= deadline:
             return mac
+        try:
+            pod.apply(ResolveNeighbour(was.ifindex, address))
+        except KernelError as e:
+            # The pod's own addresses may still be under detection, or the link be down.
+            if e.errno not in (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH):
+                raise
         time.sleep(0.01)
 
 
@@ -142,7 +147,8 @@ def _stand_in(pod: Stack, was: Original, alias: str) -> None:
     pod.apply(ChangeLink(link.ifindex, alias=alias))
     if was.disable_ipv6 is not None:
         sysctls.apply(pod, [sysctls.Setting(original.disable_ipv6(was.name), was.disable_ipv6)])
-    pod.apply(*(RestoreAddress(address._replace(ifindex=link.ifindex)) for address in was.addresses))
+    for address in original.in_order(was):
+        pod.apply(RestoreAddress(address._replace(ifindex=link.ifindex)))
 
 
 def _recorded(wanted: Wanted) -> dict[str, object] | None:

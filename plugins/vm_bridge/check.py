@@ -32,7 +32,7 @@ def check(call: Call[Config], record: Record | None) -> None:
     _check_nic(pod, called, was, bridge)
     checks.up(bridge, mtu)
     _check_stand_in(pod, was)
-    expected = {setting.key: setting.value for setting in plan.settings_of_links(called)}
+    expected = {setting.key: setting.value for setting in (*plan.GLOBAL, *plan.settings_of_links(called))}
     checks.sysctls(pod.stack, expected | {original.disable_ipv6(called.nic): "1"})
     served = _served(record)
     if plan.serves(call.config, was) != (served is not None):

@@ -19,20 +19,23 @@ from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.original import Original
 from cnvnet.vm import names as all_names
 from cnvnet.vm import ruleset as vm_ruleset
-from cnvnet.vm import traces
+from cnvnet.vm import sysctls, traces
 from cnvnet.vm.names import Names
+from cnvnet.vm.sysctls import Change
 
 # What stands in for the pod's interface: a dummy, or a bridge where the kernel has none.
 STAND_INS: Final = ("dummy", "bridge")
 
 
 class Leftovers(NamedTuple):
-    """The undo keys of a record: the pod's interface as it was, from which all else follows.
+    """The undo keys of a record: the pod's interface as it was, from which all else follows
+    but the sysctls of the namespace.
 
     With `mislaid` somebody has deleted what stood in for the interface, and meant the interface.
     """
 
     was: Original | None = None
+    sysctls: tuple[Change, ...] = ()
     mislaid: bool = False
 
     @property
@@ -40,12 +43,13 @@ class Leftovers(NamedTuple):
         return all_names.of(self.was.name) if self.was is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        return {"pod": original.encode(self.was)} if self.was is not None else {}
+        pod = original.encode(self.was) if self.was is not None else None
+        return {"pod": pod, "sysctls": self.sysctls}
 
     @classmethod
     def parse(cls, undo: Mapping[str, Any]) -> Leftovers:
         """Never raises: a key of another shape than ours is one that cannot be undone."""
-        return cls(original.parse(undo.get("pod")))
+        return cls(original.parse(undo.get("pod")), traces.changes(undo, "sysctls"))
 
 
 def find(pod: Stack, key: Key) -> Leftovers:
@@ -83,6 +87,7 @@ def remove(kernel: Kernel, netns: Netns, pod: Stack, left: Leftovers) -> list[CN
     tries.attempt(called.tap, traces.delete_tap, pod, called.tap)
     tries.attempt(called.bridge, traces.delete_bridge, pod, called.bridge, plan.wire_mac(was.mac))
     tries.attempt(called.pod, _delete_stand_in, pod, was)
+    tries.attempt("sysctls", sysctls.restore, pod, left.sysctls)
     tries.attempt("nftables", vm_ruleset.delete, kernel, netns, (ruleset.table(called),))
     link = pod.link(was.ifindex) if was.ifindex else None
     # It may have gone before us, with its own plugin's DEL.
@@ -131,7 +136,7 @@ def _give_back(pod: Stack, link: Link, was: Original) -> None:
     if was.disable_ipv6 is not None and pod.sysctls.get(sysctl) != was.disable_ipv6:
         pod.sysctls.set(sysctl, was.disable_ipv6)
     there = {address.address for address in pod.addresses(link.ifindex)}
-    for address in was.addresses:
+    for address in original.in_order(was):
         if address.address not in there:
             _apply(pod, RestoreAddress(address))
     if was.up:

@@ -57,6 +57,15 @@ def observe(pod: Stack, link: Link) -> Original:
     )
 
 
+def in_order(was: Original) -> tuple[Address, ...]:
+    """Its addresses in the order in which they have to be added, to be listed and preferred as they were.
+
+    The kernel lists IPv4 addresses as they came, of IPv6 the last one first.
+    """
+    ipv4 = tuple(each for each in was.addresses if each.address.version == 4)
+    return ipv4 + tuple(each for each in reversed(was.addresses) if each.address.version == 6)
+
+
 def disable_ipv6(ifname: str) -> str:
     """The sysctl by which a link has no IPv6."""
     return f"net/ipv6/conf/{ifname}/disable_ipv6"
@@ -106,21 +115,24 @@ def _ip(text: str | None) -> IP | None:
 
 
 def _address(fields: dict[str, Any]) -> Address:
-    broadcast = _ip(fields.pop("broadcast"))
-    return Address(
-        **fields
-        | {
-            "address": ip_interface(fields["address"]),
-            "broadcast": broadcast if isinstance(broadcast, IPv4Address) else None,
-            "peer": _ip(fields["peer"]),
-        }
-    )
+    broadcast = _ip(fields["broadcast"])
+    read: dict[str, Any] = {
+        "address": ip_interface(fields["address"]),
+        "broadcast": broadcast if isinstance(broadcast, IPv4Address) else None,
+        "peer": _ip(fields["peer"]),
+    }
+    return Address(**fields | read)
 
 
 def _route(fields: dict[str, Any]) -> Route:
-    ends = {"gw": _ip(fields["gw"]), "src": _ip(fields["src"])}
-    return Route(**fields | ends | {"dst": ip_network(fields["dst"])})
+    read: dict[str, Any] = {
+        "dst": ip_network(fields["dst"]),
+        "gw": _ip(fields["gw"]),
+        "src": _ip(fields["src"]),
+    }
+    return Route(**fields | read)
 
 
 def _neighbour(fields: dict[str, Any]) -> Neighbour:
-    return Neighbour(**fields | {"address": ip_address(fields["address"])})
+    read: dict[str, Any] = {"address": ip_address(fields["address"])}
+    return Neighbour(**fields | read)

@@ -32,6 +32,11 @@ GROUP_FWD_MASK: Final = 0xFFF8
 _SERVER: Final = "169.254.75.1"
 # They share the interface's device: it takes in frames for its own MAC address only.
 _SHARING: Final = ("macvlan", "macvtap", "ipvlan", "ipvtap")
+# Where br_netfilter is loaded the pod's rules, made for its own traffic, would see the guest's.
+GLOBAL: Final = tuple(
+    Setting(f"net/bridge/bridge-nf-call-{of}", "0", required=False)
+    for of in ("iptables", "ip6tables", "arptables")
+)
 _OURS: Final = "vm-bridge-"
 _MASQUERADES: Final = "masquerade-"
 

@@ -19,6 +19,8 @@ PREFIX: Final = "cnv_guest_"
 # A chain that every table has.
 ANCHOR: Final = "input"
 
+# Before br_netfilter, which takes IP frames out of the later hooks (NF_BR_PRI_BRNF is 0).
+_PRIORITY: Final = -200
 # Protocols are numbers, and told apart by `meta`: see plugins/cnv_bridge/guards.py. @th is what comes behind
 # the IP header.
 _UDP4: Final = "meta protocol ip meta l4proto 17"
@@ -40,15 +42,15 @@ def plan(names: Names, served: Settings | None) -> Ruleset:
         # take it for the guest, and what it would say for itself is nobody's business on either side.
         Chain(
             ANCHOR,
-            "filter hook input priority 0",
+            f"filter hook input priority {_PRIORITY}",
             (Rule(f"iifname {{ {ends} }}", "drop", "to the pod's own kernel"),),
         ),
         Chain(
             "output",
-            "filter hook output priority 0",
+            f"filter hook output priority {_PRIORITY}",
             (Rule(f"oifname {{ {ends} }}", "drop", "from the pod's own kernel"),),
         ),
-        Chain("forward", "filter hook forward priority 0", tuple(_forward(names, served))),
+        Chain("forward", f"filter hook forward priority {_PRIORITY}", tuple(_forward(names, served))),
     ]
     return Ruleset(table(names), (), tuple(chain for chain in chains if chain.rules))
 

@@ -1,0 +1,307 @@
+"""The executable as runtimes call it: three ways, with everything put back in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.functional.bridge.test_cnitool import Cnitool
+from tests.functional.masquerade.test_calls import lower
+from tests.functional.vm_bridge.lab import LAN_MAC, POD_MAC, PORT, Lab, changed, difference, settle, snapshot
+from tests.harness import VERSIONS, Node
+
+HASHED = "pod16477688c0e"
+BLUE = {"args": {"cni": {"logicNetworkName": "blue"}}}
+
+
+def records(node: Node) -> list[Path]:
+    return list((node.rundir / "attachments").iterdir())
+
+
+def furnish(lab: Lab) -> None:
+    """Everything of an interface that somebody may have set up."""
+    lab.network()
+    pod = lab.pod
+    for command in (
+        "addr add 10.1.0.6/24 brd + dev eth0",
+        "addr add 10.3.0.5/32 dev eth0 scope link noprefixroute",
+        "addr add 10.4.0.5 peer 10.4.0.1/32 dev eth0",
+        "addr add fd97::5/64 dev eth0 nodad noprefixroute",
+        "link set eth0 mtu 1400 alias mine",
+        "route add 10.5.0.0/16 via 10.1.0.1 metric 50 mtu 1300 src 10.1.0.6",
+        "route add 10.6.0.0/16 dev eth0 scope link proto static",
+        "route add 10.7.0.0/16 via 192.0.2.1 dev eth0 onlink",
+        "route add 10.8.0.0/16 via 10.1.0.1 table 77",
+        "route add fd98::/64 via fd99::9 dev eth0 metric 7",
+        "neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent",
+        "neigh add fd99::9 lladdr 02:00:00:00:00:0a dev eth0 nud permanent",
+    ):
+        pod.run("ip", *command.split())
+    pod.run("sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=2", "net.ipv6.conf.eth0.accept_ra=0")
+    settle(lab)
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        furnish,
+        Lab.network,
+        lambda lab: lab.point_to_point(permanent=True),
+        lambda lab: lab.pod.run("ip", "link", "set", "eth0", "down"),
+        lambda lab: lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"),
+        lambda lab: lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"),
+    ],
+    ids=["furnished", "both", "AWS", "down", "no IPv6", "kept addresses"],
+)
+def test_del_leaves_the_pod_as_it_was(lab: Lab, setup: Any) -> None:
+    setup(lab)
+    settle(lab)
+    before = snapshot(lab.pod)
+    node = lab.node.run("ip", "-d", "route", "show", "table", "all").stdout
+    lab.pod.cni("ADD").ok()
+    lab.pod.cni("CHECK").ok()
+    assert snapshot(lab.pod) != before
+    lab.pod.cni("DEL").ok()
+    assert difference(lab.pod, before) == ""
+    lab.pod.cni("DEL").ok()
+    assert difference(lab.pod, before) == ""
+    assert records(lab.node) == []
+    assert lab.node.run("ip", "-d", "route", "show", "table", "all").stdout == node
+
+
+def test_the_pod_looks_the_same_to_who_looks_for_its_interface(lab: Lab) -> None:
+    furnish(lab)
+    before = {family: sorted(lab.pod.addresses("eth0", family=family)) for family in ("inet", "inet6")}
+    result = lab.pod.cni("ADD", "eth0", args=BLUE["args"]).ok()
+    assert "interfaces" not in result
+    assert sorted(lab.pod.links()) == ["eth0", "eth0-nic", "k6t-eth0", "lo", "tap0"]
+    shown = lab.pod.link("eth0")
+    assert shown is not None
+    assert (shown["address"], shown["mtu"], shown["operstate"]) == (POD_MAC, 1400, "DOWN")
+    after = {family: sorted(lab.pod.addresses("eth0", family=family)) for family in ("inet", "inet6")}
+    assert changed(before, after) == ""
+    nic = lab.pod.link("eth0-nic")
+    assert nic is not None
+    assert nic["address"] not in (POD_MAC, LAN_MAC)
+    assert lab.pod.addresses("eth0-nic") == []
+    assert nic["linkinfo"]["info_slave_data"]["learning"] is False
+
+
+@pytest.mark.parametrize("half", ["tap0", "k6t-eth0", "eth0-nic", "table", "addresses", "record"])
+def test_del_of_half_of_it_leaves_nothing(lab: Lab, half: str) -> None:
+    lab.network()
+    settle(lab)
+    before = snapshot(lab.pod)
+    lab.pod.cni("ADD").ok()
+    if half == "table":
+        lab.pod.run("nft", "flush", "ruleset")
+    elif half == "addresses":
+        lab.pod.run("ip", "addr", "flush", "dev", "eth0")
+    elif half == "record":
+        for path in records(lab.node):
+            path.unlink()
+    else:
+        lab.pod.run("ip", "link", "del", half)
+    error = lab.pod.cni("CHECK").error()
+    assert error["code"] == 100
+    lab.pod.cni("DEL").ok()
+    after = snapshot(lab.pod)
+    if half == "eth0-nic":
+        # With it went what was to be given back.
+        assert sorted(lab.pod.links()) == ["lo"]
+        return
+    if half == "record":
+        # Only it knew the routes through gateways.
+        del before["routes"], after["routes"], before["sysctls"], after["sysctls"]
+    assert after == before
+
+
+def test_the_lower_plugins_del_may_come_first(lab: Lab) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.pod.run("ip", "link", "del", "eth0")  # all that such a plugin does
+    lab.pod.cni("DEL").ok()
+    assert sorted(lab.pod.links()) == ["lo"]
+    assert lab.node.link(PORT) is None
+    assert lab.pod.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_a_pod_that_is_gone_leaves_no_record(lab: Lab) -> None:
+    lab.pod.cni("ADD").ok()
+    gone = f"/proc/{os.getpid()}/ns/nothing"
+    config = {"cniVersion": "1.1.0", "name": "wire", "type": "vm-bridge"}
+    lab.node.cni("vm-bridge", "DEL", config, gone, ifname="net1", container_id="c1").ok()
+    assert records(lab.node) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_binding_network_reports_nothing(lab: Lab, version: str) -> None:
+    lab.network()
+    outcome = lab.pod.cni("ADD", cniVersion=version, args={"cni": {"logicNetworkName": "default"}})
+    if version in ("0.1.0", "0.2.0"):
+        assert outcome.error()["code"] == 7
+        assert list(lab.pod.links()) == ["lo", "eth0"]
+        return
+    result = outcome.ok()
+    assert {key: value for key, value in result.items() if value and value != {}} == {"cniVersion": version}
+
+
+def test_two_interfaces_of_one_pod(lab: Lab) -> None:
+    lab.network()
+    lab.pod.run("ip", "link", "add", HASHED, "type", "veth", "peer", "name", "far")
+    for name in ("far", HASHED):
+        lab.pod.run("ip", "link", "set", name, "up")
+    lab.pod.run("ip", "addr", "add", "10.8.0.5/24", "dev", HASHED)
+    settle(lab)
+    before = snapshot(lab.pod)
+    lab.pod.cni("ADD").ok()
+    lab.pod.cni("ADD", "net2", **BLUE).ok()
+    assert {"16477688c0e-nic", "k6t-16477688c0e", "tap16477688c0e", HASHED} < set(lab.pod.links())
+    servers = [lab.pod.addresses(name)[0] for name in ("k6t-eth0", "k6t-16477688c0e")]
+    assert servers == ["169.254.75.10/32", "169.254.75.11/32"]
+    for ifname, keys in (("net1", {}), ("net2", BLUE)):
+        lab.pod.cni("CHECK", ifname, **keys).ok()
+    lab.pod.cni("DEL", "net2", **BLUE).ok()
+    lab.pod.cni("CHECK").ok()
+    lab.pod.cni("DEL").ok()
+    assert difference(lab.pod, before) == ""
+
+
+@pytest.mark.parametrize("ifname", ["eth0", HASHED], ids=["default network", "secondary network"])
+@pytest.mark.parametrize("which", ["bridge", "cnv-bridge", "ptp"])
+def test_chained_behind_another_plugin_and_before_tuning(node: Node, which: str, ifname: str) -> None:
+    pod = node.pod()
+    below = lower(node, which)
+    before = snapshot(pod)
+    tuned = {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}
+    plain = Cnitool(node, "plain", below)
+    expected = plain.run("add", pod, CNI_IFNAME=ifname).ok()
+    assert plain.run("del", pod, CNI_IFNAME=ifname).code == 0
+    tool = Cnitool(node, "net", below, {"type": "vm-bridge"}, tuned)
+    result = tool.run("add", pod, CNI_IFNAME=ifname).ok()
+    assert [i["name"] for i in result["interfaces"]][-1] == [i["name"] for i in expected["interfaces"]][-1]
+    assert {"k6t-", "tap"} & {i["name"][:4] for i in result["interfaces"]} == set()
+    assert result.get("routes") == expected.get("routes")
+    assert any(name.startswith("tap") for name in pod.links())
+    assert tool.run("del", pod, CNI_IFNAME=ifname).code == 0
+    assert difference(pod, before) == ""
+    assert records(node) == []
+
+
+def test_a_macvlan_is_refused_with_a_remedy(node: Node) -> None:
+    pod = node.pod()
+    before = snapshot(pod)
+    said = Cnitool(node, "net", lower(node, "macvlan"), {"type": "vm-bridge"}).run("add", pod).stderr
+    assert "eth0 is a macvlan" in said
+    assert "cnv-bridge" in said
+    assert "masquerade" in said
+    assert snapshot(pod)["nftables"] == before["nftables"]
+    assert sorted(pod.links()) == ["eth0", "lo"]
+
+
+def test_what_is_bound_already_is_refused(lab: Lab) -> None:
+    lab.network()
+    config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade"}
+    lab.node.cni("masquerade", "ADD", config, lab.pod, ifname="net9").ok()
+    assert "masquerade has bound the VM" in lab.pod.cni("ADD").error()["msg"]
+    lab.node.cni("masquerade", "DEL", config, lab.pod, ifname="net9").ok()
+    lab.pod.cni("ADD").ok()
+    assert "net1 of container c1 has k6t-eth0 already" in lab.pod.cni("ADD").error()["msg"]
+    assert "stands in for an interface that a VM has taken" in lab.pod.cni("ADD", "net2").error()["msg"]
+    assert (
+        "k6t-eth0 already"
+        in lab.node.cni("masquerade", "ADD", config, lab.pod, ifname="net9").error()["msg"]
+    )
+    lab.pod.cni("CHECK").ok()
+
+
+def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
+    lab.pod.run("ip", "link", "del", "eth0")
+    assert "to bind the VM to" in lab.pod.cni("ADD").error()["msg"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("ip link set eth0-nic nomaster", "eth0-nic is not attached to k6t-eth0"),
+        ("bridge link set dev eth0-nic learning on", "eth0-nic learns"),
+        ("ip link set eth0-nic down", "eth0-nic is down"),
+        ("ip addr add 10.1.0.5/24 dev eth0-nic", "that nobody asked for"),
+        ("ip addr del 10.1.0.5/24 dev eth0", "address 10.1.0.5/24 is missing on eth0"),
+        ("ip link set eth0 up", "eth0 is up"),
+        ("ip link set eth0 mtu 1300", "MTU 1300"),
+        ("ip addr flush dev k6t-eth0", "DHCP server is missing"),
+        ("ip link set k6t-eth0 type bridge mcast_snooping 1", "snoops multicast"),
+        ("ip link set k6t-eth0 type bridge group_fwd_mask 0", "group_fwd_mask"),
+        ("ip link set tap0 down", "tap0 is down"),
+        ("sysctl -qw net.ipv4.conf.k6t-eth0.arp_ignore=0", "arp_ignore is 0"),
+        ("nft flush chain bridge cnv_guest_tap0 forward", "is missing"),
+        ("nft delete table bridge cnv_guest_tap0", "is missing"),
+    ],
+)
+def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.pod.run(*spoil.split())
+    error = lab.pod.cni("CHECK").error()
+    assert error["code"] == 100
+    assert said in error["msg"]
+
+
+def test_gc_removes_what_is_not_valid(lab: Lab) -> None:
+    lab.network()
+    settle(lab)
+    before = snapshot(lab.pod)
+    lab.pod.cni("ADD").ok()
+    valid = [{"containerID": "c1", "ifname": "net1"}]
+    lab.pod.cni("GC", "", **{"cni.dev/valid-attachments": valid}).ok()
+    lab.pod.cni("CHECK").ok()
+    lab.pod.cni("GC", "", **{"cni.dev/valid-attachments": []}).ok()
+    assert difference(lab.pod, before) == ""
+    assert records(lab.node) == []
+
+
+# what the guest is to be told
+
+
+def guest(lab: Lab) -> Any:
+    (path,) = records(lab.node)
+    return json.loads(path.read_text()).get("guest")
+
+
+def test_the_guest_is_told_what_the_pod_knew(lab: Lab) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    settings = guest(lab)["settings"]
+    assert guest(lab)["ifname"] == "tap0"
+    assert settings["guest_mac"] == POD_MAC
+    assert (settings["v4"]["address"], settings["v4"]["gateway"]) == ("10.1.0.5/24", "10.1.0.1")
+    assert (settings["v6"]["address"], settings["v6"]["router_mac"]) == ("fd99::5/64", LAN_MAC)
+
+
+@pytest.mark.parametrize("keys", [{"lanDHCP": True}, {"guestServices": {"enabled": False}}], ids=str)
+def test_a_guest_of_the_lans_is_told_nothing(lab: Lab, keys: dict[str, Any]) -> None:
+    lab.network()
+    lab.pod.cni("ADD", **keys).ok()
+    assert guest(lab) is None
+    lab.pod.cni("CHECK", **keys).ok()
+
+
+def test_a_network_without_addresses_is_a_wire(lab: Lab) -> None:
+    lab.pod.cni("ADD").ok()
+    assert guest(lab) is None
+    assert lab.pod.addresses("k6t-eth0") == []
+    lab.pod.cni("CHECK").ok()
+
+
+def test_required_guest_services_are_checked(lab: Lab) -> None:
+    lab.network()
+    lab.agent()
+    lab.pod.cni("ADD", guestServices={}).ok()
+    lab.pod.cni("CHECK", guestServices={}).ok()
+    lab.pod.cni("DEL", guestServices={}).ok()
+    assert records(lab.node) == []

@@ -1,0 +1,255 @@
+"""The guest on its LAN: what passes, what does not, and what nobody else may hear, on real kernels."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from scapy.layers.dhcp6 import DHCP6_Advertise, DHCP6_Solicit
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6ND_RA, ICMPv6ND_RS, IPv6
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from tests.functional.masquerade.lab import PATIENCE, Answer, Side, socket_in, who_answers
+from tests.functional.vm_bridge.lab import (
+    LAN_MAC,
+    POD_MAC,
+    PORT,
+    WORLD,
+    WORLD6,
+    Lab,
+    frames,
+)
+
+V4 = Side(socket.AF_INET, "10.1.0.1", "10.1.0.5", "10.1.0.5", "10.1.0.1", "ip")
+V6 = Side(socket.AF_INET6, "fd99::1", "fd99::5", "fd99::5", "fd99::1", "ip6")
+ADDRESSES = ("addr add 10.1.0.5/24 dev eth0", "addr add fd99::5/64 dev eth0 nodad")
+SENTINEL = b"that was all"
+
+
+def listener(lab: Lab, sandbox: Any, side: Side, host: str) -> socket.socket:
+    made = socket_in(sandbox, side.family, socket.SOCK_STREAM)
+    lab.undo.callback(made.close)
+    made.bind((host, 80))
+    made.listen()
+    return made
+
+
+@pytest.mark.parametrize("side", [V4, V6], ids=["IPv4", "IPv6"])
+def test_the_guest_has_the_addresses_of_its_pod(lab: Lab, side: Side) -> None:
+    lab.network()
+    in_pod = listener(lab, lab.pod, side, side.pod)
+    lab.pod.cni("ADD").ok()
+    lab.plug(*ADDRESSES)
+    in_guest = listener(lab, lab.guest, side, side.guest)
+    outside = listener(lab, lab.node, side, side.outside)
+    # The pod's kernel has the address as well, and a listener on it, which nobody reaches any more.
+    assert who_answers(lab.node, side, side.pod, 80, pod=in_pod, guest=in_guest) == Answer(
+        "guest", side.outside
+    )
+    assert who_answers(lab.guest, side, side.outside, 80, lan=outside) == Answer("lan", side.guest)
+
+
+def test_the_pods_kernel_says_nothing_on_either_side(lab: Lab) -> None:
+    lab.network()
+    lan = lab.packets(lab.node, PORT)
+    lab.pod.cni("ADD").ok()
+    lab.plug(*ADDRESSES)
+    guest = lab.packets(lab.guest, "eth0")
+    own = [frame for frame in frames_until(lan, guest) if frame[6:12] != mac(POD_MAC)]
+    assert own == []
+    # Who asks for the guest's address, or for the server's, is answered by the guest alone or by nobody.
+    for asked in ("10.1.0.5", "169.254.75.10"):
+        request = ARP(op=1, hwsrc=LAN_MAC, psrc="10.1.0.1", pdst=asked)
+        lan.send(bytes(Ether(src=LAN_MAC, dst="ff:ff:ff:ff:ff:ff") / request))
+        probe = ARP(op=1, hwsrc=POD_MAC, psrc="0.0.0.0", pdst=asked)
+        guest.send(bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / probe))
+    lab.node.run("ping", "-c", "1", "-W", "20", "10.1.0.5")
+    heard = [Ether(frame) for frame in frames_until(lan, guest)]
+    replies = [packet for packet in heard if ARP in packet and packet[ARP].op == 2]
+    assert {packet[ARP].hwsrc for packet in replies} == {POD_MAC}
+    back = [Ether(frame) for frame in frames_until(guest, lan)]
+    assert [p.summary() for p in back if ARP in p and p[ARP].op == 2 and p[ARP].hwsrc != LAN_MAC] == []
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def frames_until(ear: socket.socket, mouth: socket.socket) -> list[bytes]:
+    """What `ear` hears until a frame from `mouth`, at the other end of the wire, has come through."""
+    source = POD_MAC if ear.getsockname()[0] == PORT else LAN_MAC
+    frame = Ether(src=source, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / Raw(SENTINEL.rjust(46, b"\0"))
+    mouth.send(bytes(frame))
+    return list(frames(ear, SENTINEL))
+
+
+def wrapped(source: str, group: str, tags: list[Packet], what: Packet | Raw, kind: int) -> bytes:
+    packet: Packet = Ether(src=source, dst=group)
+    for tag in tags:
+        packet /= tag
+    packet.lastlayer().type = kind
+    return bytes(packet / what)
+
+
+FOREIGN: dict[str, Callable[[str], bytes]] = {
+    "VLAN": lambda source: wrapped(
+        source, "ff:ff:ff:ff:ff:ff", [Dot1Q(vlan=33)], Raw(b"tagged" + bytes(40)), 0x88B5
+    ),
+    "two VLANs": lambda source: wrapped(
+        source, "ff:ff:ff:ff:ff:ff", [Dot1AD(vlan=7), Dot1Q(vlan=33)], Raw(b"twice" + bytes(41)), 0x88B5
+    ),
+    "IPv4 group": lambda source: bytes(
+        Ether(src=source, dst="01:00:5e:01:02:03")
+        / IP(src="10.1.0.9", dst="239.1.2.3")
+        / UDP(dport=5000)
+        / Raw(bytes(40))
+    ),
+    "IPv6 group": lambda source: bytes(
+        Ether(src=source, dst="33:33:00:01:02:03") / IPv6(src="fd99::9", dst="ff15::1:203") / UDP(dport=5000)
+    ),
+    "LLDP": lambda source: wrapped(source, "01:80:c2:00:00:0e", [], Raw(b"lldp" + bytes(50)), 0x88CC),
+    "802.1X": lambda source: wrapped(source, "01:80:c2:00:00:03", [], Raw(b"eapol" + bytes(50)), 0x888E),
+    "BPDU": lambda source: bytes.fromhex("0180c2000000") + mac(source) + b"\x00\x26\x42\x42\x03" + bytes(43),
+    "other protocol": lambda source: wrapped(source, LAN_MAC, [], Raw(b"other" + bytes(50)), 0x88B6),
+}
+
+
+def test_what_is_neither_ip_nor_ours_passes_both_ways(lab: Lab) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.plug()
+    lan, guest = lab.packets(lab.node, PORT), lab.packets(lab.guest, "eth0")
+    for mouth, ear, source in ((guest, lan, POD_MAC), (lan, guest, LAN_MAC)):
+        sent = {name: frame(source) for name, frame in FOREIGN.items()}
+        for frame in sent.values():
+            mouth.send(frame)
+        heard = frames_until(ear, mouth)
+        assert [name for name, frame in sent.items() if frame not in heard] == []
+
+
+def from_guest(tags: list[Packet]) -> dict[str, bytes]:
+    dhcp = IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / Raw(bytes(240))
+    renew = IP(src="10.1.0.5", dst="169.254.75.10") / UDP(sport=68, dport=67) / Raw(bytes(240))
+    dhcp6 = IPv6(src="fe80::5", dst="ff02::1:2") / UDP(sport=546, dport=547) / DHCP6_Solicit()
+    router = IPv6(src="fe80::5", dst="ff02::2", hlim=255) / ICMPv6ND_RS()
+    arp = ARP(op=1, hwsrc=POD_MAC, psrc="10.1.0.5", pdst="169.254.75.10")
+    # The link-local address that the gateway's MAC address makes is announced as the router's.
+    solicitation = IPv6(src="fe80::5", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(
+        tgt="fe80::800:ff:fe00:1"
+    )
+    everybody = "ff:ff:ff:ff:ff:ff"
+    return {
+        "DHCP": wrapped(POD_MAC, everybody, tags, dhcp, 0x0800),
+        "renewal": wrapped(POD_MAC, LAN_MAC, tags, renew, 0x0800),
+        "ARP": wrapped(POD_MAC, everybody, tags, arp, 0x0806),
+        "DHCPv6": wrapped(POD_MAC, "33:33:00:01:00:02", tags, dhcp6, 0x86DD),
+        "RS": wrapped(POD_MAC, "33:33:00:00:00:02", tags, router, 0x86DD),
+        "NS": wrapped(POD_MAC, "33:33:ff:00:00:01", tags, solicitation, 0x86DD),
+    }
+
+
+def from_lan(tags: list[Packet]) -> dict[str, bytes]:
+    dhcp = IP(src="10.1.0.1", dst="255.255.255.255") / UDP(sport=67, dport=68) / Raw(bytes(240))
+    relayed = IP(src="10.1.0.1", dst="10.1.0.5") / UDP(sport=4000, dport=68) / Raw(bytes(240))
+    dhcp6 = IPv6(src="fe80::1", dst="fe80::5") / UDP(sport=547, dport=546) / DHCP6_Advertise()
+    router = IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA()
+    return {
+        "DHCP": wrapped(LAN_MAC, "ff:ff:ff:ff:ff:ff", tags, dhcp, 0x0800),
+        "DHCP unicast": wrapped(LAN_MAC, POD_MAC, tags, relayed, 0x0800),
+        "DHCPv6": wrapped(LAN_MAC, POD_MAC, tags, dhcp6, 0x86DD),
+        "RA": wrapped(LAN_MAC, "33:33:00:00:00:01", tags, router, 0x86DD),
+    }
+
+
+def passed(lab: Lab, tags: list[Packet]) -> dict[str, list[str]]:
+    """Which of these frames come out at the other end, by direction."""
+    lan, guest = lab.packets(lab.node, PORT), lab.packets(lab.guest, "eth0")
+    found: dict[str, list[str]] = {}
+    for mouth, ear, sent in ((guest, lan, from_guest(tags)), (lan, guest, from_lan(tags))):
+        for frame in sent.values():
+            mouth.send(frame)
+        heard = frames_until(ear, mouth)
+        found["guest" if mouth is guest else "LAN"] = [
+            name for name, frame in sent.items() if frame in heard
+        ]
+    return found
+
+
+ALL = {"guest": list(from_guest([])), "LAN": list(from_lan([]))}
+NONE: dict[str, list[str]] = {"guest": [], "LAN": []}
+
+
+@pytest.mark.parametrize(
+    ("keys", "tags", "expected"),
+    [
+        ({}, [], NONE),
+        ({}, [Dot1Q(vlan=0, prio=5)], NONE),
+        ({}, [Dot1Q(vlan=33)], ALL),
+        ({}, [Dot1AD(vlan=7), Dot1Q(vlan=33)], ALL),
+        ({"lanDHCP": True}, [], ALL),
+        ({"guestServices": {"enabled": False}}, [], ALL),
+    ],
+    ids=["served", "priority tag", "VLAN", "two VLANs", "lanDHCP", "nobody serves"],
+)
+def test_guest_services_and_the_lan_do_not_hear_each_other(
+    lab: Lab, keys: dict[str, Any], tags: list[Packet], expected: dict[str, list[str]]
+) -> None:
+    lab.network()
+    lab.pod.cni("ADD", **keys).ok()
+    lab.plug()
+    assert passed(lab, tags) == expected
+
+
+def test_a_family_that_nobody_here_serves_is_the_lans(lab: Lab) -> None:
+    lab.pod.run("ip", "addr", "add", "10.1.0.5/24", "dev", "eth0")
+    lab.pod.cni("ADD").ok()
+    lab.plug()
+    assert passed(lab, []) == {"guest": ["DHCPv6", "RS", "NS"], "LAN": ["DHCPv6", "RA"]}
+
+
+# gateways
+
+
+@pytest.mark.parametrize("permanent", [True, False], ids=["AWS", "Calico"])
+def test_a_guest_with_a_single_address_reaches_the_world(lab: Lab, permanent: bool) -> None:
+    lab.point_to_point(permanent=permanent)
+    lab.agent()
+    lab.pod.cni("ADD", guestServices={}).ok()
+    lan = lab.packets(lab.node, PORT)
+    lab.plug(
+        "addr add 10.9.0.5/32 dev eth0",
+        "route add 169.254.1.1 dev eth0",
+        "route add default via 169.254.1.1",
+    )
+    lab.guest.run("ping", "-c", "1", "-W", "20", WORLD)
+    shown = lab.guest.run("ip", "neigh", "show", "169.254.1.1").stdout
+    assert LAN_MAC in shown
+    lab.node.run("ping", "-c", "1", "-W", "20", "10.9.0.5")
+    guest = lab.packets(lab.guest, "eth0")
+    asked = [Ether(f)[ARP].pdst for f in frames_until(lan, guest) if f[12:14] == b"\x08\x06"]
+    assert ("169.254.1.1" in asked) == (not permanent), "the LAN hears nothing of an adopted next hop"
+    lab.pod.cni("CHECK", guestServices={}).ok()
+
+
+@pytest.mark.parametrize("gateway", ["fd99::1", "fe80::1"], ids=["global", "link-local"])
+def test_a_guest_learns_its_real_ipv6_router_from_us(lab: Lab, gateway: str) -> None:
+    lab.node.run("ip", "addr", "add", f"{gateway}/64", "dev", PORT, "nodad")
+    lab.node.run("ip", "-6", "route", "add", "fd99::/64", "dev", PORT, check=False)
+    lab.pod.run("ip", "addr", "add", "fd99::5/64", "dev", "eth0", "nodad")
+    lab.pod.run("ip", "route", "add", "default", "via", gateway, "dev", "eth0")
+    lab.agent()
+    lab.pod.cni("ADD", guestServices={}).ok()
+    lab.plug("addr add fd99::5/128 dev eth0 nodad")
+    route: list[dict[str, Any]] = []
+    deadline = time.monotonic() + PATIENCE
+    while not route:
+        assert time.monotonic() < deadline
+        route = lab.guest.ip("-6", "route", "show", "default")
+    assert route[0]["gateway"] == ("fe80::1" if gateway == "fe80::1" else "fe80::800:ff:fe00:1")
+    lab.guest.run("ping", "-c", "1", "-W", "20", WORLD6)
+    assert LAN_MAC in lab.guest.run("ip", "neigh", "show", route[0]["gateway"]).stdout
