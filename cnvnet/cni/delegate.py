@@ -1,7 +1,8 @@
 """Running another plugin as the spec's section 4 wants it: same environment and stdin, its errors passed on.
 
 Look-up order, texts and the fix-up of results are those of containernetworking/cni pkg/invoke. Needs neither
-cwd nor HOME nor PATH; the plugin starts from the calling thread, in whatever namespaces that thread is.
+cwd nor HOME nor PATH; the plugin starts from the calling thread, in whatever namespaces that thread is, and
+sees the files that its caller sees (cnvnet.caller).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from contextlib import ExitStack
 from io import FileIO
 from typing import Final, NamedTuple
 
-from cnvnet.cni.document import Malformed, decode, decode_object, quoted
-from cnvnet.cni.errors import DECODING_FAILURE, INTERNAL, CNIError, InvalidConfig
+from cnvnet import caller
+from cnvnet.caller import Program
+from cnvnet.cni.document import LIMIT, Malformed, decode, decode_object, quoted
+from cnvnet.cni.errors import DECODING_FAILURE, INTERNAL, TRY_AGAIN_LATER, CNIError, InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, parse
@@ -78,6 +81,10 @@ def delegate_status(request: Request, plugin_type: str) -> None:
     _delegate(request, plugin_type, "STATUS")
 
 
+class _Overdue(Exception):
+    """A program has run for longer than it may, or says more than it may; the text says which."""
+
+
 class Ended(NamedTuple):
     """What a process left behind. `code` is negative for a signal."""
 
@@ -96,6 +103,8 @@ def execute(path: str, env: Mapping[str, str], stdin: bytes) -> bytes:
         raise CNIError(
             INTERNAL, f"netplugin failed with no error message: fork/exec {path}: {problem}"
         ) from e
+    except _Overdue as e:
+        raise CNIError(TRY_AGAIN_LATER, f"{path}: {e}: it has been killed") from e
     if ended.code:
         raise _failure(ended)
     _forward(ended.stderr)
@@ -146,7 +155,7 @@ def _text(data: bytes) -> str:
 
 def _is_regular(path: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_ISREG(caller.stat(path).st_mode)
     except (OSError, ValueError):
         return False
 
@@ -155,17 +164,18 @@ def _run(path: str, env: Mapping[str, str], stdin: bytes) -> Ended:
     import errno
     import time
 
+    program = caller.program(path)
     for _ in range(_BUSY_RETRIES):
         try:
-            return _spawn(path, env, stdin)
+            return _spawn(program, env, stdin)
         except OSError as e:
             if e.errno != errno.ETXTBSY:
                 raise
             time.sleep(_BUSY_SECONDS)
-    return _spawn(path, env, stdin)
+    return _spawn(program, env, stdin)
 
 
-def _spawn(path: str, env: Mapping[str, str], stdin: bytes) -> Ended:
+def _spawn(program: Program, env: Mapping[str, str], stdin: bytes) -> Ended:
     # posix_spawn and not subprocess, whose import costs more than starting the plugin.
     import signal
 
@@ -174,18 +184,26 @@ def _spawn(path: str, env: Mapping[str, str], stdin: bytes) -> Ended:
         pipes = [_pipe(opened) for _ in range(3)]
         # Each pipe is (read, write); the child reads the first and writes the others.
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
+        actions = [(os.POSIX_SPAWN_DUP2, end.fileno(), number) for number, end in enumerate(theirs)]
+        # Onto itself: that keeps it open.
+        actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in program.inherited]
         pid = os.posix_spawn(
-            path,
-            [path],
+            program.path,
+            program.argv,
             {_bytes(key): _bytes(value) for key, value in env.items()},
-            file_actions=[(os.POSIX_SPAWN_DUP2, end.fileno(), number) for number, end in enumerate(theirs)],
+            file_actions=actions,
             # Python ignores these two, and a child would inherit that.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            # One that may be killed is so with all that it has started.
+            setsid=program.seconds is not None,
         )
         for end in theirs:
             end.close()
         try:
-            stdout, stderr = _converse(pipes[0][1], pipes[1][0], pipes[2][0], stdin)
+            stdout, stderr = _converse(pipes[0][1], pipes[1][0], pipes[2][0], stdin, seconds=program.seconds)
+        except _Overdue:
+            (os.kill if program.seconds is None else os.killpg)(pid, signal.SIGKILL)
+            raise
         finally:
             opened.close()  # a child that still talks to us gets SIGPIPE, so that waiting for it ends
             _, status = os.waitpid(pid, 0)
@@ -197,9 +215,12 @@ def _pipe(opened: ExitStack) -> tuple[FileIO, FileIO]:
     return opened.enter_context(FileIO(read, "r")), opened.enter_context(FileIO(write, "w"))
 
 
-def _converse(stdin: FileIO, stdout: FileIO, stderr: FileIO, data: bytes) -> tuple[bytes, bytes]:
+def _converse(
+    stdin: FileIO, stdout: FileIO, stderr: FileIO, data: bytes, *, seconds: float | None
+) -> tuple[bytes, bytes]:
     """Feed the child and hear it out, all at once: either side may fill a pipe first."""
     import select
+    import time
 
     os.set_blocking(stdin.fileno(), False)
     heard: dict[int, list[bytes]] = {stdout.fileno(): [], stderr.fileno(): []}
@@ -207,12 +228,20 @@ def _converse(stdin: FileIO, stdout: FileIO, stderr: FileIO, data: bytes) -> tup
     poll = select.poll()
     for descriptor, end in open_ends.items():
         poll.register(descriptor, select.POLLOUT if end is stdin else select.POLLIN)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    room = LIMIT
     while open_ends:
-        for descriptor, _ in poll.poll():
+        left = None if deadline is None else (deadline - time.monotonic()) * 1000
+        if left is not None and left <= 0:
+            raise _Overdue(f"no answer in {seconds:.0f} seconds")
+        for descriptor, _ in poll.poll(left):
             if descriptor in heard:
                 chunk = os.read(descriptor, 65536)
                 heard[descriptor].append(chunk)
                 done = not chunk
+                room -= len(chunk)
+                if room < 0:
+                    raise _Overdue(f"an answer of more than {LIMIT} bytes")
             else:
                 data = _fed(descriptor, data)
                 done = not data

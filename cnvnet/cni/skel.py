@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
-from cnvnet import VERSION
+from cnvnet import VERSION, caller
 from cnvnet.cni import environment
 from cnvnet.cni.errors import INTERNAL, INVALID_NETNS, IO_FAILURE, CNIError
 from cnvnet.cni.version import CURRENT, SUPPORTED
@@ -179,7 +179,7 @@ def _outside_own_netns(request: Request, own_netns: str) -> Request:
     if request.command not in ("ADD", "CHECK", "DEL") or environment.overrides_netns(request.env):
         return request
     try:
-        target = os.stat(request.netns)
+        target = caller.stat(request.netns)
     except (OSError, ValueError):
         return request  # no namespace, or none that can be opened: the plugin knows what to say about that
     try:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final, NamedTuple
 
+from cnvnet import caller
+
 # Not /proc/self, which shows the namespace of the main thread.
 OWN_PATH: Final = "/proc/thread-self/ns/net"
 _CLONE_NEWNET: Final = 0x40000000
@@ -112,7 +114,7 @@ def _own() -> os.stat_result:
 def _open(path: str) -> int:
     try:
         # Tenants may choose the path: a FIFO must not block us and a terminal must not become ours.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return caller.open_path(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except NotADirectoryError as e:
         raise FileNotFoundError(errno.ENOENT, "no such namespace", path) from e
     except OSError as e:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from cnvnet import caller
 from cnvnet.cni.args import parse_args
 from cnvnet.cni.conventions import capability_ips, cni_args, requested_mac, runtime_config
 from cnvnet.cni.errors import InvalidConfig
@@ -128,7 +129,7 @@ def _dns(ipam: Fields, dns: DNS) -> DNS:
     if ipam.has("dns"):
         raise InvalidConfig(f"{where}: {ipam.path('dns')} is given too")
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace", opener=caller.open_path) as file:
             return _resolv_conf(file)
     except (OSError, ValueError) as e:
         reason = (e.strerror if isinstance(e, OSError) else None) or str(e)

@@ -6,13 +6,12 @@ as a function (cnv-bridge does) gets to know it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Final, NamedTuple
 
-from cnvnet import diagnostics
+from cnvnet import caller, diagnostics
 from cnvnet.cni.conventions import valid_attachments
 from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
 from cnvnet.cni.fields import Address, InterfaceAddress
@@ -205,7 +204,7 @@ def _gone(boot_id: str) -> allocator.Gone:
 def _inode(path: str) -> int:
     """What the path leads to, 0 if it leads nowhere."""
     try:
-        return os.stat(path).st_ino
+        return caller.stat(path).st_ino
     except (OSError, ValueError):
         return 0
 

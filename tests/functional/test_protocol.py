@@ -383,6 +383,7 @@ def test_delegates_find_each_other_and_their_errors_come_through(
 # What a call that does not need the plugin may import of ours, and what it must not import at all.
 LIGHT = {
     "cnvnet",
+    "cnvnet.caller",
     "cnvnet.cni",
     "cnvnet.cni.environment",
     "cnvnet.cni.errors",

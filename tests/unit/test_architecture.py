@@ -22,8 +22,9 @@ LIBRARY = {
     "cnvnet.sandbox",
     "cnvnet.teardown",
 }
-EVERYBODY = {"cnvnet.diagnostics"}
+EVERYBODY = {"cnvnet.caller", "cnvnet.diagnostics"}
 LAYERS = {
+    "cnvnet.caller": set[str](),
     "cnvnet.diagnostics": set[str](),
     "cnvnet.cni": set[str](),
     "cnvnet.kernel": set[str](),
