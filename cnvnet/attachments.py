@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import time
+from _thread import get_ident
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
@@ -187,7 +188,7 @@ class AttachmentFiles:
 
     def ensure_writable(self) -> None:
         """Raises CNIError 5 naming the folder when no record could be written."""
-        probe = os.path.join(self._records, f".probe-{os.getpid()}")
+        probe = os.path.join(self._records, f".probe-{os.getpid()}-{get_ident()}")
         try:
             _make_folder(self._records)
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

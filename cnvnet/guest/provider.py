@@ -13,7 +13,9 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, cast
 
 from cnvnet.attachments import AttachmentFiles, Key, file_name, rundir
@@ -35,11 +37,29 @@ _LIMIT: Final = 1 << 20
 _CONTAINER: Final = re.compile(r"kubepods|(?:^|[/:-])(?:docker|crio|libpod|containerd)[-:/][0-9a-f]{12}")
 
 
+# Does a request `{"guest": ...}` or `{"status": true}`; raises CNIError.
+Service = Callable[[dict[str, object]], object]
+_service: ContextVar[Service | None] = ContextVar("service", default=None)
+
+
 class NoAgent(OSError):
     """Nobody answers at the socket; the text says why."""
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+@contextmanager
+def served_by(service: Service) -> Generator[None]:
+    """This thread is the agent's: until the end of the block it does by itself what it would ask for.
+
+    A worker that asked over the socket would wait for another worker, which may be waiting for the same.
+    """
+    token = _service.set(service)
+    try:
+        yield
+    finally:
+        _service.reset(token)
 
 
 def ensure(env: Mapping[str, str], wishes: Wishes) -> None:
@@ -107,7 +127,7 @@ def _require(env: Mapping[str, str], request: dict[str, object]) -> None:
 
 def _try(env: Mapping[str, str], request: dict[str, object]) -> None:
     """For a guest that nobody has to serve: an agent that is there and cannot is worth a line."""
-    if not os.path.exists(address(env)):
+    if _service.get() is None and not os.path.exists(address(env)):
         return
     try:
         _request(env, request, _BRIEF)
@@ -124,6 +144,13 @@ def _unavailable(env: Mapping[str, str], reason: str) -> CNIError:
 
 def _request(env: Mapping[str, str], request: dict[str, object], seconds: float) -> None:
     """One request. NoAgent when nobody answers within `seconds`, CNIError 50 when the agent refuses."""
+    service = _service.get()
+    if service is not None:
+        try:
+            service({"v": VERSION, **request})
+        except CNIError as e:
+            raise CNIError(NOT_AVAILABLE, f"guestServices: {e.msg}") from e
+        return
     try:
         answer = _exchange(address(env), {"v": VERSION, **request}, time.monotonic() + seconds)
     except (OSError, ValueError) as e:

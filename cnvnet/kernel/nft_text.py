@@ -7,11 +7,14 @@ what is loaded once, never for one call's elements.
 from __future__ import annotations
 
 import errno
+from _thread import allocate_lock
 from typing import Any, Final, Protocol, cast
 
 _LIBRARY: Final = "libnftables.so.1"
 # A runtime may start a plugin without any PATH.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Nobody says that libnftables may be used by two threads at once.
+_one_at_a_time = allocate_lock()
 
 
 class _Library(Protocol):
@@ -34,6 +37,11 @@ def run(script: str) -> str:
     library = _library()
     if library is None:
         return _run_program(script)
+    with _one_at_a_time:
+        return _run_library(library, script)
+
+
+def _run_library(library: _Library, script: str) -> str:
     context = library.nft_ctx_new(0)
     if not context:
         raise OSError(errno.ENOMEM, "libnftables: no context")
