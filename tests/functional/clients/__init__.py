@@ -1,0 +1,1 @@
+"""Stock DHCP clients as guests of the real services."""
