@@ -16,7 +16,7 @@ from tests.harness import Outcome
 # There are many moments, and other tests beside this one.
 pytestmark = pytest.mark.timeout(900)
 # Every moment is tried with the plugin on a kernel in memory; here are enough of each kind of change.
-EVERY = 3
+EVERY = 5
 
 
 def call(lab: Lab, command: str, within: tuple[str, ...] = ()) -> Outcome:

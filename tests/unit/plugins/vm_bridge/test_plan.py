@@ -1,0 +1,137 @@
+"""What the guest is told, and what the record keeps of the pod's interface."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.result import DNS
+from cnvnet.guest.settings import Settings
+from cnvnet.kernel.addresses import Address
+from cnvnet.kernel.links import Link
+from cnvnet.kernel.neighbours import Neighbour
+from cnvnet.kernel.routes import PROTOCOL_RA, Route
+from cnvnet.plugins.vm_bridge import original, plan
+from cnvnet.plugins.vm_bridge.config import Config
+from cnvnet.plugins.vm_bridge.original import Original
+from tests.unit.plugins.vm_bridge.world import a_request
+
+MAC, ROUTER = "0a:00:00:00:00:05", "0a:00:00:00:00:01"
+DEFAULT4, DEFAULT6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+BOTH = Original(
+    2,
+    "eth0",
+    MAC,
+    1450,
+    True,
+    addresses=(Address(2, ip_interface("10.1.0.5/24")), Address(2, ip_interface("fd99::5/64"))),
+    routes=(Route(DEFAULT4, 2, ip_address("10.1.0.1")), Route(DEFAULT6, 2, ip_address("fd99::1"))),
+)
+AWS = Original(
+    2,
+    "eth0",
+    MAC,
+    9001,
+    True,
+    addresses=(Address(2, ip_interface("10.9.0.5/32")), Address(2, ip_interface("fd99::5/128"))),
+    routes=(
+        Route(ip_network("169.254.1.1/32"), 2, scope=253),
+        Route(DEFAULT4, 2, ip_address("169.254.1.1")),
+        Route(DEFAULT6, 2, ip_address("fe80::1")),
+    ),
+    neighbours=(
+        Neighbour(2, ip_address("169.254.1.1"), ROUTER),
+        Neighbour(2, ip_address("fe80::1"), ROUTER),
+        Neighbour(2, ip_address("10.9.0.9"), "0a:00:00:00:00:09"),
+    ),
+)
+
+
+def told(was: Original, router_mac: str = "", taken: tuple[str, ...] = (), **keys: Any) -> Settings | None:
+    config = Config.parse(a_request(keys))
+    addresses = map(ip_address, taken)
+    return plan.plan(config, was, taken=addresses, router_mac=router_mac, dns=DNS()).served
+
+
+def test_the_record_keeps_all_of_it() -> None:
+    for was in (BOTH, AWS):
+        assert original.parse(json.loads(json.dumps(original.encode(was)))) == was
+
+
+@pytest.mark.parametrize("damaged", [None, [], {}, {"ifindex": "x"}, {**original.encode(BOTH), "routes": 1}])
+def test_a_damaged_record_is_none(damaged: object) -> None:
+    assert original.parse(damaged) is None
+
+
+def test_a_next_hop_known_by_a_permanent_entry_is_answered_for() -> None:
+    settings = told(AWS)
+    assert settings is not None
+    assert settings.v4 is not None
+    assert settings.v6 is not None
+    assert [str(each.address) for each in settings.neighbours] == ["169.254.1.1", "fe80::1"]
+    assert (settings.v6.router, settings.v6.router_mac) == (ip_address("fe80::1"), ROUTER)
+    assert (str(settings.v4.gateway), settings.guest_mac, settings.mtu) == ("169.254.1.1", MAC, 9001)
+
+
+def test_a_link_local_router_is_asked_by_the_guest() -> None:
+    settings = told(AWS._replace(neighbours=()))
+    assert settings is not None
+    assert settings.v6 is not None
+    assert (settings.v6.router, settings.v6.router_mac) == (ip_address("fe80::1"), "")
+    assert plan.unknown_router(AWS._replace(neighbours=())) is None
+
+
+def test_a_router_known_by_a_global_address_is_announced_by_what_its_mac_makes() -> None:
+    assert plan.unknown_router(BOTH) == ip_address("fd99::1")
+    settings = told(BOTH, ROUTER)
+    assert settings is not None
+    assert settings.v6 is not None
+    assert (settings.v6.router, settings.v6.router_mac) == (ip_address("fe80::800:ff:fe00:1"), ROUTER)
+
+
+def test_a_router_that_does_not_answer_is_not_announced() -> None:
+    settings = told(BOTH)
+    assert settings is not None
+    assert settings.v6 is not None
+    assert settings.v6.default_route is False
+
+
+def test_a_router_that_was_heard_of_is_announced() -> None:
+    heard = (Route(DEFAULT6, 2, ip_address("fe80::9"), protocol=PROTOCOL_RA),)
+    settings = told(BOTH._replace(routes=BOTH.routes[:1], heard=heard))
+    assert settings is not None
+    assert settings.v6 is not None
+    assert settings.v6.router == ip_address("fe80::9")
+
+
+def test_the_server_has_an_address_of_its_own() -> None:
+    settings = told(BOTH, taken=("169.254.75.10",))
+    assert settings is not None
+    assert settings.v4 is not None
+    assert settings.v4.server == ip_address("169.254.75.11")
+
+
+@pytest.mark.parametrize("keys", [{"lanDHCP": True}, {"guestServices": {"enabled": False}}], ids=str)
+def test_nothing_is_told_where_nobody_serves(keys: dict[str, Any]) -> None:
+    assert told(BOTH, **keys) is None
+
+
+def test_the_lan_and_we_exclude_each_other() -> None:
+    with pytest.raises(InvalidConfig, match="lanDHCP: the LAN tells the guest everything"):
+        told(BOTH, lanDHCP=True, guestServices={})
+
+
+def test_a_small_mtu_is_not_for_ipv6() -> None:
+    settings = told(BOTH._replace(mtu=1200))
+    assert settings is not None
+    assert settings.v6 is None
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "macvtap", "ipvlan", "ipvtap"])
+def test_what_shares_a_device_is_refused_with_a_remedy(kind: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"eth0 is a {kind}.*cnv-bridge.*masquerade"):
+        plan.ensure_fit(Link(2, "eth0", kind, MAC, 1500, True, "UP"))
