@@ -1,6 +1,7 @@
 """The guest's whole system: an initramfs of busybox, a DHCPv6 client and modules of Debian's cloud kernel.
 
-Made of what is installed here, once for each kernel and each version of its parts, below .tools.
+Made of what is installed here, once for each kernel and each version of its parts, below .tools. A kernel may
+be unpacked there instead, and without dhclient there is no DHCPv6 client.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 FILES: Final = Path(__file__).resolve().parent / "files"
 # With what they depend on: the network card, the bus it may be plugged into, VLAN interfaces.
 _MODULES: Final = ("virtio_pci", "virtio_net", "8021q")
-_PROGRAMS: Final = ("busybox", "dhclient")
-_INSTALL: Final = "apt-get install linux-image-cloud-amd64 busybox-static isc-dhcp-client cpio kmod"
+_INSTALL: Final = "scripts/setup guests brings it"
 
 
 class Image(NamedTuple):
@@ -34,8 +34,11 @@ class Image(NamedTuple):
 def image() -> Image:
     """The image, made if it is not there yet. RuntimeError when something it is made of is not installed."""
     kernel = _newest_kernel()
-    modules = _modules(kernel.name.removeprefix("vmlinuz-"))
-    programs = [_program(name) for name in _PROGRAMS]
+    modules = _modules(kernel)
+    busybox, dhclient = _find("busybox"), _find("dhclient")
+    if busybox is None:
+        raise RuntimeError(f"busybox for a guest is not here: {_INSTALL}")
+    programs = [busybox] if dhclient is None else [busybox, dhclient]
     initrd = (
         CHECKOUT / ".tools/guest" / f"{_fingerprint([*modules, *programs, *sorted(FILES.iterdir())])}.cpio"
     )
@@ -46,32 +49,32 @@ def image() -> Image:
 
 def _newest_kernel() -> Path:
     """The cloud flavour boots fastest: it knows hardly any hardware."""
-    found = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version)
+    places = (Path("/boot"), *CHECKOUT.glob(".tools/debian/linux-image-*/boot"))
+    found = [path for place in places for path in place.glob("vmlinuz-*-cloud-amd64")]
     if not found:
         raise RuntimeError(f"no kernel for a guest in /boot: {_INSTALL}")
-    return found[-1]
+    return max(found, key=_version)
 
 
 def _version(path: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
-def _modules(release: str) -> list[Path]:
+def _modules(kernel: Path) -> list[Path]:
     """The modules' files in the order in which they can be inserted."""
+    where = ("--dirname", str(kernel.parents[1]), "--set-version", kernel.name.removeprefix("vmlinuz-"))
     files: dict[Path, None] = {}
     for module in _MODULES:
-        shown = _output("modprobe", "--set-version", release, "--ignore-install", "--show-depends", module)
+        shown = _output("modprobe", *where, "--ignore-install", "--show-depends", module)
         files.update(
             (Path(line.split()[1]), None) for line in shown.splitlines() if line.startswith("insmod ")
         )
     return list(files)
 
 
-def _program(name: str) -> Path:
+def _find(name: str) -> Path | None:
     found = shutil.which(name, path="/bin:/usr/bin:/sbin:/usr/sbin")
-    if found is None:
-        raise RuntimeError(f"{name} for a guest is not here: {_INSTALL}")
-    return Path(found)
+    return Path(found) if found is not None else None
 
 
 def _fingerprint(parts: list[Path]) -> str:

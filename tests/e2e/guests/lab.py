@@ -85,9 +85,14 @@ class Pod(Sandbox):
 
 
 class Lab:
-    """The node and its one network: the reference's bridge and host-local, and a binding behind them."""
+    """The node and its one network: a bridge with addresses, and a binding behind it.
 
-    def __init__(self, node: Node, undo: ExitStack, binding: dict[str, Any], mtu: int = 1500) -> None:
+    The bridge is the reference's with its host-local, unless `instead` names another plugin and its `ipam`.
+    """
+
+    def __init__(
+        self, node: Node, undo: ExitStack, binding: dict[str, Any], mtu: int, instead: dict[str, Any]
+    ) -> None:
         self.node = node
         self._undo = undo
         self.agent = undo.enter_context(running_agent(node))
@@ -103,6 +108,7 @@ class Lab:
                 "ranges": ranges,
                 "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
             },
+            **instead,
         }
         self._network = Cnitool(node, "pods", bridge, binding)
 
@@ -117,9 +123,9 @@ class Lab:
 
 
 @contextmanager
-def a_lab(folder: Path, binding: dict[str, Any], mtu: int = 1500) -> Generator[Lab]:
+def a_lab(folder: Path, binding: dict[str, Any], mtu: int = 1500, **instead: Any) -> Generator[Lab]:
     with ExitStack() as undo:
-        yield Lab(undo.enter_context(a_node(folder)), undo, binding, mtu)
+        yield Lab(undo.enter_context(a_node(folder)), undo, binding, mtu, instead)
 
 
 def socket_in(sandbox: Sandbox, side: Side) -> socket.socket:
@@ -179,3 +185,17 @@ def serving(sandbox: Sandbox, side: Side, port: int) -> Generator[Server]:
 
 def url(host: str, port: int, path: str = "/") -> str:
     return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
+
+
+def serve(guest: Guest, *ports: int) -> None:
+    """Web servers in the guest, which say `guest` to who asks for the name."""
+    listen = "".join(f"httpd -p {port} -h /www; " for port in ports)
+    guest.run(f"mkdir -p /www; echo -n guest >/www/name; {listen}").ok()
+
+
+def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
+    """The guest takes a lot from a host outside, and the host gets it back from the guest."""
+    with serving(lab.node, side, 8080) as server:
+        guest.run(f"wget -q -O /www/content '{url(side.outside, 8080)}'").ok()
+    assert server.callers == [pod.address(side)]
+    assert fetch(lab.node, side, pod.address(side), 80, "/content") == CONTENT

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.guest.machine import QEMU_USER, Guest
-from tests.e2e.guests.lab import CONTENT, SIDES, V4, V6, Lab, Pod, Side, a_lab, fetch, serving, url
+from tests.e2e.guests.lab import SIDES, V4, V6, a_lab, assert_both_ways, fetch, serve
 
 # The link-local address that follows from the MAC of masquerade's bridge.
 ROUTER6 = "fe80::ff:fe00:0"
@@ -23,20 +23,6 @@ def configure(guest: Guest) -> None:
     assert guest.ask_dhcp()["ip"] == V4.guest
     assert guest.await_default_route6() == ROUTER6
     assert guest.ask_dhcp6()["new_ip6_address"] == V6.guest
-
-
-def serve(guest: Guest, *ports: int) -> None:
-    """Web servers in the guest, which say `guest` to who asks for the name."""
-    listen = "".join(f"httpd -p {port} -h /www; " for port in ports)
-    guest.run(f"mkdir -p /www; echo -n guest >/www/name; {listen}").ok()
-
-
-def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
-    """The guest takes a lot from a host outside, and the host gets it back from the guest."""
-    with serving(lab.node, side, 8080) as server:
-        guest.run(f"wget -q -O /www/content '{url(side.outside, 8080)}'").ok()
-    assert server.callers == [pod.address(side)]
-    assert fetch(lab.node, side, pod.address(side), 80, "/content") == CONTENT
 
 
 def test_a_guest_is_told_all_that_it_needs(tmp_path: Path) -> None:
