@@ -21,7 +21,9 @@ _ONLY_IF_WANTED: Final = (wire.BROADCAST, wire.RENEWAL, wire.REBINDING, wire.MS_
 
 
 class Offer(NamedTuple):
-    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent."""
+    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent, and `shorter`
+    what to send of one that finds no room.
+    """
 
     guest_mac: bytes  # b"": any
     server_mac: bytes
@@ -32,6 +34,7 @@ class Offer(NamedTuple):
     server_name: bytes
     boot_file: bytes
     options: Mapping[int, bytes]
+    shorter: Mapping[int, wire.Forms]
     always: tuple[int, ...]
     limit: int
 
@@ -61,9 +64,16 @@ def prepare(settings: Settings) -> Offer | None:
         server_name=_header_text(settings.tftp_server, 64),
         boot_file=_header_text(settings.boot_file, 128),
         options=options,
+        shorter={wire.SEARCH: _shorter(settings.search)},
         always=tuple(always),
         limit=max(settings.mtu, wire.LEAST_DATAGRAM),
     )
+
+
+def _shorter(search: tuple[str, ...]) -> wire.Forms:
+    """The search list with fewer and fewer names: a resolver tries the first ones first."""
+    counts = range(len(search) - 1, 0, -1)
+    return tuple(option(wire.SEARCH, domains.compress(search[:count])) for count in counts)
 
 
 def _header_text(text: str, size: int) -> bytes:
@@ -234,7 +244,8 @@ def _lease(offer: Offer, datagram: Datagram, message: Message, kind: int) -> byt
     """The whole frame of an OFFER or an ACK. An INFORM's ACK lends nothing."""
     inform = message.type == wire.INFORM
     first = _head(offer, message, kind) + (b"" if inform else offer.options[wire.LEASE])
-    chosen = [offer.options[code] for code in _chosen(offer, message)]
+    codes = _chosen(offer, message)
+    chosen = [(offer.options[code], *offer.shorter.get(code, ())) for code in codes]
     space = min(offer.limit, message.limit) - wire.OVERHEAD
     text = Layout(b"", offer.boot_file, offer.server_name)
     layout = wire.lay_out(first, chosen, _tail(message), space, text)

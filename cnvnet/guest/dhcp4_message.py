@@ -84,6 +84,10 @@ class Message(NamedTuple):
         return max(int.from_bytes(self.options.get(MAX_SIZE, b""), "big"), LEAST_DATAGRAM)
 
 
+# One option as it is sent, and shorter ways to say less of the same, the longest first.
+Forms = tuple[bytes, ...]
+
+
 class Layout(NamedTuple):
     """The three places of an answer that can hold options."""
 
@@ -189,26 +193,24 @@ def _read_options(payload: bytes, offset: int, end: int, options: dict[int, byte
         options[code] = options[code] + value if code in options else value
 
 
-def lay_out(first: bytes, chosen: list[bytes], last: bytes, space: int, text: Layout) -> Layout:
+def lay_out(first: bytes, chosen: list[Forms], last: bytes, space: int, text: Layout) -> Layout:
     """`first`, as many of the chosen options as go in, and `last`, with `text` in the header's text fields.
 
     What finds no room in `space` bytes is put where a text field is not in use (option 52), and left out
-    whole when it does not fit there either: a client names first what it needs most.
+    whole when it does not fit there either: a client names first what it needs most. What has shorter forms
+    gets by with one of them, in the room that all others have left.
     """
     if len(first) + len(last) + 4 > space:
         last = b""  # what the guest gets goes before an echo
-    together = b"".join(chosen)
+    together = b"".join(forms[0] for forms in chosen)
     if len(first) + len(together) + len(last) + 1 <= space:
         return text._replace(options=first + together + last + _END)
     # The options field gives three bytes to option 52; the places of file and sname are that option's bits.
     room = [space - len(first) - len(last) - 4, 0 if text.file else 127, 0 if text.name else 63]
     places = [b"", b"", b""]
-    for item in chosen:
-        # An option in several pieces stays in one place, for not every client joins them across fields.
-        place = next((place for place in range(3) if len(item) <= room[place]), None)
-        if place is not None:
-            places[place] += item
-            room[place] -= len(item)
+    shorter = [forms[1:] for forms in chosen if not _put(forms[:1], places, room)]
+    for forms in shorter:
+        _put(forms, places, room)
     overload = (1 if places[1] else 0) | (2 if places[2] else 0)
     middle = bytes((OVERLOAD, 1, overload)) if overload else b""
     return Layout(
@@ -216,3 +218,15 @@ def lay_out(first: bytes, chosen: list[bytes], last: bytes, space: int, text: La
         places[1] + _END if places[1] else text.file,
         places[2] + _END if places[2] else text.name,
     )
+
+
+def _put(forms: Forms, places: list[bytes], room: list[int]) -> bool:
+    """Puts the first of these that fits anywhere where it fits. False: none does."""
+    for form in forms:
+        for place in range(3):
+            # An option in several pieces stays in one place, for not every client joins them across fields.
+            if len(form) <= room[place]:
+                places[place] += form
+                room[place] -= len(form)
+                return True
+    return False

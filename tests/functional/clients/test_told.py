@@ -74,10 +74,8 @@ def test_a_machine_that_comes_back_elsewhere_has_the_address_of_there(lab: Lab, 
         assert hop.loop.counted(*remembers[kind]) == 1
 
 
-LONG = tuple(
-    f"n{number:02}.{word * 4}.example"
-    for number, word in enumerate(("alpha", "bravo", "delta", "gamma") * 3)
-)
+# Nothing but the last label can be said with fewer bytes: 330 in all for DHCPv4.
+LONG = tuple(f"n{number:02}.{letter * 20}.example" for number, letter in enumerate("abcdefghijkl"))
 
 
 @pytest.mark.parametrize("kind", [Dhclient, Dhclient6, Dhcpcd, Networkd], ids=lambda kind: kind.name)
@@ -85,4 +83,8 @@ def test_a_search_list_that_is_longer_than_one_option(lab: Lab, kind: type[Clien
     lab.serve(POINT_TO_POINT._replace(search=LONG))
     client = kind(lab.machine)
     client.start()
-    assert eventually(lambda: client.learnt().search == LONG), (client.learnt(), lab.machine.report())
+    # dhclient does not say that it takes more than 576 bytes.
+    least = 6 if kind is Dhclient else len(LONG)
+    assert eventually(lambda: len(client.learnt().search) >= least), lab.machine.report()
+    found = client.learnt().search
+    assert found == LONG[: len(found)]

@@ -318,6 +318,18 @@ def test_an_answer_stays_within_what_the_client_takes() -> None:
         assert Seen4(frame).address(1) == "255.255.255.0"
 
 
+def test_as_much_of_a_long_search_list_is_given_as_there_is_room_for() -> None:
+    names = [f"n{index}.{letter * 20}.example" for index, letter in enumerate("abcdefghijkl")]
+    settings = MASQUERADE._replace(search=tuple(names))
+    seen = answered(discover4(wanting(119, 3, 15, 6, 12, 26, 42)), "offer", settings)  # ISC's dhclient
+    assert len(seen.packet[IP]) <= 576
+    given = witness.names(seen.options[119])
+    assert 5 < len(given) < len(names)
+    assert given == names[: len(given)]
+    # It takes no room from what a guest needs more.
+    assert {1, 3, 6, 12, 15, 26} <= seen.options.keys()
+
+
 def test_what_does_not_fit_into_the_options_moves_into_unused_text_fields() -> None:
     private = tuple((code, "z" * 55) for code in range(224, 231))
     settings = MASQUERADE._replace(private_options=private)
@@ -341,7 +353,8 @@ def test_options_are_laid_out_whole_and_within_bounds(
     values: list[bytes], last: bytes, space: int, file: bool, name: bool
 ) -> None:
     first = dhcp4_message.option(53, b"\2")
-    chosen = [dhcp4_message.option(100 + index, value) for index, value in enumerate(values)]
+    options = (dhcp4_message.option(100 + index, value) for index, value in enumerate(values))
+    chosen: list[dhcp4_message.Forms] = [(option,) for option in options]
     tail = dhcp4_message.option(82, last)
     text = dhcp4_message.Layout(b"", b"file" if file else b"", b"name" if name else b"")
     layout = dhcp4_message.lay_out(first, chosen, tail, space, text)
@@ -353,7 +366,7 @@ def test_options_are_laid_out_whole_and_within_bounds(
     found = witness.options4(header + layout.options)
     for index, value in enumerate(values):
         assert found.get(100 + index, value) == value
-    if sum(map(len, chosen)) + len(first) + len(tail) + 1 <= space:
+    if sum(len(item) for (item,) in chosen) + len(first) + len(tail) + 1 <= space:
         assert len([code for code in found if code >= 100]) == len(values)
 
 
