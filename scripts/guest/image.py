@@ -1,7 +1,7 @@
 """The guest's whole system: an initramfs of busybox, a DHCPv6 client and modules of Debian's cloud kernel.
 
-Made of what is installed here, once for each kernel and each version of its parts, below .tools. A kernel may
-be unpacked there instead, and without dhclient there is no DHCPv6 client.
+Made of what is installed here, once for each kernel and each version of its parts, below .tools. The kernel
+may be unpacked there rather than installed; where there is no dhclient the guest has none.
 """
 
 from __future__ import annotations

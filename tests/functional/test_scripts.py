@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from tests.functional.agent.lab import children, eventually, is_there
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -23,23 +25,70 @@ def run_script(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def namespaces() -> str:
-    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+def traces() -> tuple[str, ...]:
+    """What a demo could leave behind: namespaces, links and tables."""
+    commands = (("ip", "netns", "list"), ("ip", "-o", "link"), ("nft", "list", "tables"))
+    return tuple(
+        subprocess.run(argv, capture_output=True, text=True, check=True).stdout for argv in commands
+    )
 
 
-def test_the_demo_tells_its_story_and_leaves_nothing() -> None:
-    before = namespaces()
-    told = run_script("demo")
+def descendants(pid: int) -> list[int]:
+    """Every process that a process has started, and those that they have."""
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def assert_the_whole_story(told: str) -> None:
     for part in (
-        "2 of 2 pings answered",
-        "a foreign MAC",
+        "lease of 10.0.2.2 obtained from 10.0.2.1",
+        "nameserver 10.96.0.10",
+        "vm-b pings vm-a",
+        "2 of 2 answered",
+        "hello 10.244.0.",
+        "hello 10.10.0.",
+        "refused, only port 80 is listed",
+        "counted as spoofed_",
         "counted as spoofed_mac",
-        "counted as spoofed_ipv4",
+        "nobody",
         "same IP, same MAC",
-        "refused",
+        "which is stopped",
+        "Nothing is left on this machine",
     ):
-        assert part in told
-    assert namespaces() == before
+        assert part in told, told
+    # Without a terminal as well the lines are no longer than a wide one.
+    assert max(len(line.rstrip()) for line in told.splitlines()) <= 100
+
+
+def test_the_demo_without_virtual_machines_tells_its_story_and_leaves_nothing() -> None:
+    before = traces()
+    told = run_script("demo", "--no-vm")
+    assert told.count("plays the guest") == 3
+    assert_the_whole_story(told)
+    assert traces() == before
+
+
+def test_a_demo_that_is_killed_leaves_nothing() -> None:
+    before = traces()
+    with subprocess.Popen(
+        [CHECKOUT / "scripts/demo", "--no-vm"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        while "the store" not in (line := demo.stdout.readline()):
+            assert line, "it ended early"
+        started = descendants(demo.pid)
+        # The story, the agent with its packet loop, and two guests at least.
+        assert len(started) >= 5
+        demo.kill()
+    assert eventually(lambda: not any(is_there(pid) for pid in started))
+    assert traces() == before
+
+
+def test_the_demo_says_what_it_knows() -> None:
+    done = subprocess.run(
+        [CHECKOUT / "scripts/demo", "--vm"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "demo: knows --no-vm, not --vm (scripts/demo --help)\n"
 
 
 def test_the_bench_measures_every_operation_on_both_systems() -> None:
