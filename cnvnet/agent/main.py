@@ -13,7 +13,8 @@ from typing import NamedTuple
 import click
 
 from cnvnet import VERSION, attachments
-from cnvnet.agent import listener, log, requests
+from cnvnet.agent import listener, log, plugins, requests
+from cnvnet.agent.calls import Calls
 from cnvnet.agent.guests import Guests
 from cnvnet.agent.listener import Listener
 from cnvnet.agent.loop_process import PacketLoop
@@ -21,6 +22,7 @@ from cnvnet.agent.metrics import Endpoint, Metrics, parse_address
 from cnvnet.agent.pod_dns import PodDns
 from cnvnet.agent.server import Server
 from cnvnet.agent.watch import Watch
+from cnvnet.kernel.resident import ResidentKernel
 
 
 class Options(NamedTuple):
@@ -45,10 +47,18 @@ class Agent:
         self._watch = Watch(options.rundir, self._guests, self._loop, self._dns)
         self._metrics = Metrics(self._guests, self._loop)
         find = requests.of_guests(self._guests, self._loop)
-        self._server = Server(door.socket, find, self._metrics.observe)
+        self._kernel = ResidentKernel()
+        self._calls = Calls(
+            options.rundir,
+            plugins.load_all(self._kernel),
+            requests.in_process(find),
+            self._metrics.observe_call,
+        )
+        self._server = Server(door.socket, find, self._metrics.observe, self._calls.take)
         self._endpoint: Endpoint | None = None
 
     def run(self) -> None:
+        plugins.import_all(self._kernel)
         self._dns.start()
         self._watch.start()
         self._endpoint = self._open_endpoint()
@@ -65,7 +75,9 @@ class Agent:
         self._wait()
         # Who comes now shall find nobody, and start another one if he needs one.
         self._door.hide()
-        self._server.stop()
+        self._calls.close()
+        self._server.stop(for_good=bool(self._door.own))
+        self._kernel.close()
         self._door.socket.close()
         self._watch.stop()
         self._loop.stop()
@@ -108,7 +120,7 @@ class Agent:
         busy = time.monotonic()
         while not self._stop.wait(min(limit / 4, 1.0) if limit else None):
             now = time.monotonic()
-            if self._guests.served():
+            if self._guests.served() or self._calls.running():
                 busy = now
             if now - max(busy, self._server.last_call) > limit:
                 log.info("no guest and no call: not needed any more", seconds=limit)

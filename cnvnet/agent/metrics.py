@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -20,6 +20,8 @@ from cnvnet.agent.loop_process import PacketLoop
 
 # Of a scraper that is slow. Seconds.
 _TIMEOUT: Final = 10.0
+# Of a call: from a DEL of nothing to an address manager that hangs.
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 20, 100)
 
 
 class Metrics:
@@ -33,12 +35,30 @@ class Metrics:
             ["kind", "code"],
             registry=self.registry,
         )
+        self._calls = Counter(
+            "cnvnet_calls",
+            "CNI calls that were run, by plugin, command and the error's code (0: none).",
+            ["plugin", "command", "code"],
+            registry=self.registry,
+        )
+        self._call_seconds = Histogram(
+            "cnvnet_call_seconds",
+            "How long a CNI call ran, without what it had waited for its turn.",
+            ["plugin", "command"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
         self.registry.register(_Guests(guests, loop))
         ProcessCollector(registry=self.registry)
 
     def observe(self, kind: str, code: int) -> None:
         """One request was answered."""
         self._requests.labels(kind, str(code)).inc()
+
+    def observe_call(self, plugin: str, command: str, code: int, seconds: float) -> None:
+        """One CNI call has been run."""
+        self._calls.labels(plugin, command, str(code)).inc()
+        self._call_seconds.labels(plugin, command).observe(seconds)
 
 
 class _Guests(Collector):

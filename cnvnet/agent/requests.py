@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cnvnet.agent.connection import Document
 from cnvnet.agent.guests import Guests
 from cnvnet.agent.loop_process import PacketLoop
-from cnvnet.agent.server import Document, Find, Kind
+from cnvnet.agent.server import Find, Kind
 from cnvnet.cni.errors import INVALID_CONFIG, NOT_AVAILABLE, CNIError
+from cnvnet.guest.provider import Service
 
 # How long "is anybody there" waits for a packet loop that is being started.
 _LOOP_SECONDS = 5.0
@@ -35,6 +37,18 @@ def of_guests(guests: Guests, loop: PacketLoop) -> Find:
         return there if document.get("status") is True else None
 
     return find
+
+
+def in_process(find: Find) -> Service:
+    """The same for calls that the agent runs itself."""
+
+    def do(document: Document) -> None:
+        kind = find(document)
+        if kind is None:
+            raise CNIError(NOT_AVAILABLE, "the agent does not know this request")
+        kind.do(document)
+
+    return do
 
 
 def _about_record(do: Callable[[str], None]) -> Callable[[Document], Document]:

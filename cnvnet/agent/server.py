@@ -10,27 +10,22 @@ import json
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from cnvnet.agent import log
-from cnvnet.cni.errors import DECODING_FAILURE, INTERNAL, CNIError
+from cnvnet.agent.connection import Connection, Document
+from cnvnet.agent.turns import PLACES
+from cnvnet.cni.errors import INTERNAL, CNIError
 from cnvnet.kernel.netns import LostNamespace
 
 VERSION: Final = 1
-LIMIT: Final = 1 << 20
-# A call that a launcher hands on may be as long as this (cnvnet/cni/forwarding.py): it is heard out, because
-# only an answer tells the launcher to run the call itself.
-_LONGEST: Final = 1 << 25
-# Of one request, from the connection to its last byte, and of its answer.
-_SECONDS: Final = 10.0
-_UCRED: Final = struct.Struct("=iII")  # pid, uid, gid
-_WORKERS: Final = 4
-
-Document = dict[str, object]
+# More than calls run at any moment: whoever wants something else is heard.
+_WORKERS: Final = PLACES + 4
+# Whoever runs a call ends it first, and a program that it has started takes its time.
+_LAST_CALLS: Final = 60.0
 
 
 class Kind(NamedTuple):
@@ -45,6 +40,8 @@ class Kind(NamedTuple):
 
 # The kind of a request by what is in it; None: nobody here knows it.
 Find = Callable[[Document], Kind | None]
+# Takes a CNI call and its connection over; False: it is to be answered `unsupported`. Raises CNIError.
+Take = Callable[[Document, Connection], bool]
 # Told of each request: its label, and its code, 0 when it was done.
 Observe = Callable[[str, int], None]
 
@@ -57,10 +54,13 @@ _UNKNOWN: Final = 501
 class Server:
     """All threads accept on the one socket: there is no hand-over, and nobody who could be late with it."""
 
-    def __init__(self, listening: socket.socket, find: Find, observe: Observe) -> None:
+    def __init__(
+        self, listening: socket.socket, find: Find, observe: Observe, take: Take | None = None
+    ) -> None:
         self._listening = listening
         self._find = find
         self._observe = observe
+        self._take = take
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._stopping = False
         self._threads = [
@@ -73,12 +73,22 @@ class Server:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Requests that are being worked on are finished; nobody else is heard."""
+    def stop(self, *, for_good: bool = True) -> None:
+        """Requests that are being worked on are finished, and nobody else is heard.
+
+        Where nobody will accept at the socket again (`for_good`), those who are connected already are.
+        """
         self._stopping = True
         os.eventfd_write(self._wake, 1)
+        deadline = time.monotonic() + _LAST_CALLS
         for thread in self._threads:
-            thread.join(_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        while for_good:
+            try:
+                connected, _ = self._listening.accept()
+            except OSError:
+                return
+            self._serve(connected)
 
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
@@ -90,37 +100,44 @@ class Server:
         while not self._stopping:
             poll.poll()
             try:
-                connection, _ = self._listening.accept()
+                connected, _ = self._listening.accept()
             except BlockingIOError:
                 continue  # another worker was faster
             except OSError as e:
                 log.error("accept", error=str(e))
                 time.sleep(0.1)  # out of descriptors: not in a busy loop
                 continue
-            with connection:
-                self._serve(connection)
+            self._serve(connected)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connected: socket.socket) -> None:
         self.last_call = time.monotonic()
-        pid, uid, _ = _UCRED.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
-        if uid != 0:
-            log.warning("a caller that is not root was turned away", pid=pid, uid=uid)
-            self._observe("refused", 1)
-            return
+        connection = Connection(connected)
+        taken = False
         try:
-            answer = self._answer(_receive(connection))
-            _send(connection, answer)
+            if connection.uid != 0:
+                log.warning(
+                    "a caller that is not root was turned away", pid=connection.pid, uid=connection.uid
+                )
+                self._observe("refused", 1)
+                return
+            document = connection.receive()
+            is_call = document.get("v") == VERSION and "argv0" in document
+            taken = is_call and self._take is not None and self._take(document, connection)
+            if not taken:
+                _send(connection, self._answer(document))
         except CNIError as e:
             self._observe("malformed", e.code)
             _try_send(connection, _error(e))
         except (OSError, EOFError) as e:
             # A caller that only looks whether anybody is there hangs up at once.
-            log.debug("a caller hung up", pid=pid, error=str(e))
+            log.debug("a caller hung up", pid=connection.pid, error=str(e))
         except LostNamespace as e:
             end_stuck(e)
+        except Exception:  # noqa: BLE001 -- the worker stays
+            log.crash("internal error", request="call")
         finally:
+            if not taken:
+                connection.close()
             self.last_call = time.monotonic()
 
     def _answer(self, document: Document) -> Document:
@@ -152,58 +169,15 @@ def end_stuck(error: LostNamespace) -> None:
     os._exit(70)  # EX_SOFTWARE; whoever started us starts us again, and the records say what to do
 
 
-def _receive(connection: socket.socket) -> Document:
-    """The request, empty for one that is too long to be of a kind that is known here.
-
-    OSError, EOFError: the caller has gone or is too slow. CNIError 6: it is no request.
-    """
-    deadline = time.monotonic() + _SECONDS
-    size = int.from_bytes(_exactly(connection, 4, deadline), "big")
-    if size > _LONGEST:
-        raise CNIError(DECODING_FAILURE, f"a request of {size} bytes: {LIMIT} at most")
-    if size > LIMIT:
-        _skip(connection, size, deadline)
-        return {}
-    content = _exactly(connection, size, deadline)
-    try:
-        document: object = json.loads(content)
-    except (ValueError, RecursionError) as e:
-        raise CNIError(DECODING_FAILURE, f"not a JSON document: {e}") from e
-    if not isinstance(document, dict):
-        raise CNIError(DECODING_FAILURE, "not a JSON object")
-    return cast("Document", document)
-
-
-def _skip(connection: socket.socket, size: int, deadline: float) -> None:
-    while size:
-        size -= len(_exactly(connection, min(size, 1 << 16), deadline))
-
-
-def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("too slow")
-        connection.settimeout(left)
-        chunk = connection.recv(size - len(received))
-        if not chunk:
-            raise EOFError("in the middle of a request" if received else "before a request")
-        received += chunk
-    return bytes(received)
-
-
 def _error(error: CNIError) -> Document:
     return {"v": VERSION, "error": {"code": error.code, "msg": error.msg}}
 
 
-def _send(connection: socket.socket, answer: Document) -> None:
-    content = json.dumps(answer).encode()
-    connection.settimeout(_SECONDS)
-    connection.sendall(len(content).to_bytes(4, "big") + content)
+def _send(connection: Connection, answer: Document) -> None:
+    connection.send(json.dumps(answer).encode())
 
 
-def _try_send(connection: socket.socket, answer: Document) -> None:
+def _try_send(connection: Connection, answer: Document) -> None:
     try:
         _send(connection, answer)
     except OSError:

@@ -23,7 +23,7 @@ def open_in(root: int, path: str, flags: int) -> int:
     try:
         return _openat2(root, path, flags)
     except OSError as e:
-        if e.errno != errno.ELOOP:
+        if e.errno != errno.EXDEV:
             raise
     # The kernel follows such a link nowhere below a root, but its folder is one.
     folder = _openat2(root, os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
@@ -39,6 +39,7 @@ def _openat2(root: int, path: str, flags: int) -> int:
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
+    fd, number = -1, errno.EAGAIN
     for _ in range(_ATTEMPTS):
         fd, number = _function()(root, encoded, flags | os.O_CLOEXEC)
         if number != errno.EAGAIN:

@@ -58,7 +58,8 @@ UNKNOWN: list[dict[str, Any]] = [
     {"v": 1},
     {"v": 1, "guest": "restart", "record": "a.json"},
     {"v": 1, "guest": ["serve"], "record": "a.json"},
-    {"v": 1, "argv0": "cnv-bridge", "env": {}, "stdin": ""},
+    {"v": 1, "argv0": "bandwidth", "fds": [], "env": {}, "stdin": ""},
+    {"v": 2, "argv0": "cnv-bridge", "wishes": "new ones"},
 ]
 
 
@@ -78,22 +79,11 @@ def test_whatever_comes_is_answered(node: Node) -> None:
         with socket.socket(socket.AF_UNIX) as connection:  # more than it reads
             connection.connect(str(agent.socket))
             connection.sendall((1 << 25 | 1).to_bytes(4, "big"))
-            assert b"1048576 at most" in received(connection)
+            assert b"33554432 at most" in received(connection)
         with socket.socket(socket.AF_UNIX) as connection:  # who says half a thing and leaves
             connection.connect(str(agent.socket))
             connection.sendall(b"\0\0\1\0half")
         assert agent.ask(status=True) == {"v": 1, "ok": True}
-
-
-@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["short", "long"])
-def test_a_launcher_is_told_to_run_its_call_itself(lab: Lab, padding: int) -> None:
-    with running_agent(lab.node) as agent:
-        pod = lab.pod()
-        config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade", "padding": "x" * padding}
-        for command in ("ADD", "DEL"):
-            env = {"CNVNET_AGENT": "auto"}
-            lab.node.cni("masquerade", command, config, pod, ifname="net1", env=env).ok()
-        assert agent.metrics()['cnvnet_agent_requests_total{code="501",kind="unknown"}'] == 2
 
 
 def test_callers_that_say_nothing_keep_others_waiting_for_seconds_only(node: Node) -> None:
@@ -156,7 +146,9 @@ def test_health_says_what_is_missing(node: Node, tmp_path: Path) -> None:
             get = "import urllib.request as u; u.urlopen('http://127.0.0.1:9440/healthz')"
             said = eventually(lambda: "503" in node.run("python3", "-c", get, check=False).stderr)
             assert said
-            assert ask(node.rundir / "agent.sock", {"v": 1, "status": True})["error"]["code"] == 50
+            # There is one for a moment whenever it has been started.
+            asked = (node.rundir / "agent.sock", {"v": 1, "status": True})
+            assert eventually(lambda: ask(*asked).get("error", {}).get("code") == 50)
         finally:
             agent.terminate()
             assert agent.wait(PATIENCE) == 0

@@ -29,7 +29,9 @@ def root(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-@pytest.mark.parametrize("path", ["/run/file", "/var/run/file", "/file", "/up", "/../../run/file", "run/file"])
+@pytest.mark.parametrize(
+    "path", ["/run/file", "/var/run/file", "/file", "/up", "/../../run/file", "run/file"]
+)
 def test_links_and_dots_end_at_the_root(root: int, path: str) -> None:
     with os.fdopen(open_in(root, path, os.O_RDONLY)) as file:
         assert file.read() == "inside"
