@@ -3,22 +3,28 @@
 A node is a network namespace that plays a Kubernetes host, with folders of its own for records and leases; a
 pod is a network namespace that plays a sandbox. Each is held by a process that ends when its standard input
 closes, so that even a killed test run leaves nothing behind.
+
+With CNV_THROUGH=agent in the environment every call goes to an agent of the node's own, by the C launcher.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+THROUGH_AGENT = os.environ.get("CNV_THROUGH") == "agent"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
 
@@ -38,6 +44,28 @@ def peer(program: str) -> str:
 
 
 def executable(name: str) -> str:
+    """The path of one of our own executables as a runtime finds it: installed, or its launcher."""
+    if THROUGH_AGENT and name in OURS:
+        return str(launchers() / name)
+    return installed(name)
+
+
+@cache
+def launchers() -> Path:
+    """A folder with the C launcher under the plugins' names; it finds the installed ones."""
+    # Its end is the end of the process: a whole test run needs it.
+    folder = Path(_kept.enter_context(tempfile.TemporaryDirectory(prefix="launchers-")))
+    source = Path(__file__).resolve().parents[1] / "launcher"
+    made = folder / "cnvnet/cnv-launch"
+    (folder / "cnvnet/bin").mkdir(parents=True)
+    subprocess.run(["make", "-s", "-C", source, f"OUT={made}", str(made)], check=True)
+    for name in OURS:
+        shutil.copy(made, folder / name)
+        (folder / "cnvnet/bin" / name).symlink_to(installed(name))
+    return folder
+
+
+def installed(name: str) -> str:
     """The path of one of our own installed executables."""
     path = Path(os.environ.get("CNV_BIN") or Path(sys.executable).parent) / name
     assert path.exists(), f"{path} is missing: pip install -e ."
@@ -129,17 +157,21 @@ class Node(Sandbox):
         self.rundir = folder / "run"
         self.statedir = folder / "state"
         self._undo = undo
+        self._has_agent = False
 
     def pod(self) -> Sandbox:
         """A new sandbox that ends with the test."""
         return Sandbox(self._undo.enter_context(namespace()))
 
     def environment(self, **more: str) -> dict[str, str]:
+        if THROUGH_AGENT and not self._has_agent:
+            self._has_agent = True
+            self._undo.enter_context(_agent_of(self))
         return {
             "PATH": os.environ["PATH"],
             "CNVNET_RUNDIR": str(self.rundir),
             "CNVNET_STATEDIR": str(self.statedir),
-            "CNVNET_AGENT": "off",
+            "CNVNET_AGENT": "auto" if THROUGH_AGENT else "off",
             **more,
         }
 
@@ -187,6 +219,20 @@ class Node(Sandbox):
 
 
 OURS = ("cnv-bridge", "masquerade", "static-ip", "vm-bridge")
+_kept = ExitStack()
+atexit.register(_kept.close)
+
+
+@contextmanager
+def _agent_of(node: Node) -> Generator[None]:
+    """The agent that runs the calls of a node: it lives until the end and never stumbles."""
+    # Not at the top: it stands on this module.
+    from tests.functional.agent.lab import running_agent
+
+    with running_agent(node, "--metrics-address", "") as agent:
+        yield
+        assert agent.answers(), agent.log()
+    assert not [event for event in agent.events() if event["level"] == "error"], agent.log()
 
 
 def _resolve(program: str) -> str:
