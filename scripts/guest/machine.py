@@ -108,7 +108,8 @@ class Guest:
         self.run(f"[ ! -e /run/udhcpc.{ifname} ] || kill $(cat /run/udhcpc.{ifname})")
         options = "".join(f" -O {name}" for name in ("search", "mtu", "staticroutes"))
         client = f"udhcpc -i {ifname} -n -t 30 -T 1{options} -s /bin/udhcpc-script -p /run/udhcpc.{ifname}"
-        self.run(f"{client} </dev/null >/run/udhcpc.{ifname}.log 2>&1 || cat /run/udhcpc.{ifname}.log").ok()
+        log = f"/run/udhcpc.{ifname}.log"
+        self.run(f"{client} </dev/null >{log} 2>&1 || {{ cat {log}; false; }}").ok()
         return self.lease(ifname)
 
     def ask_dhcp6(self, ifname: str = "eth0") -> dict[str, str]:

@@ -193,6 +193,14 @@ def serve(guest: Guest, *ports: int) -> None:
     guest.run(f"mkdir -p /www; echo -n guest >/www/name; {listen}").ok()
 
 
+def renew_lease(guest: Guest) -> None:
+    """The guest's DHCP client asks its server directly until it is answered."""
+    guest.run("""
+        rm /run/lease.eth0 /run/lease6.eth0
+        until [ -e /run/lease.eth0 ]; do kill -USR1 $(cat /run/udhcpc.eth0); sleep 1; done
+    """).ok()
+
+
 def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
     """The guest takes a lot from a host outside, and the host gets it back from the guest."""
     with serving(lab.node, side, 8080) as server:

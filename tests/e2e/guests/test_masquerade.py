@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.guest.machine import QEMU_USER, Guest
-from tests.e2e.guests.lab import SIDES, V4, V6, a_lab, assert_both_ways, fetch, serve
+from tests.e2e.guests.lab import SIDES, V4, V6, a_lab, assert_both_ways, fetch, renew_lease, serve
 
 # The link-local address that follows from the MAC of masquerade's bridge.
 ROUTER6 = "fe80::ff:fe00:0"
@@ -62,9 +62,7 @@ def test_an_agent_that_was_killed_is_not_missed(tmp_path: Path) -> None:
         for side in SIDES:
             assert fetch(lab.node, side, pod.address(side), 80, "/name") == b"guest"
         lab.agent.start()
-        guest.run("rm /run/lease.eth0 /run/lease6.eth0; kill -USR1 $(cat /run/udhcpc.eth0)").ok()
-        guest.run("until [ -e /run/lease.eth0 ]; do usleep 100000; done").ok()
-        assert guest.lease()["ip"] == V4.guest
+        renew_lease(guest)
         configure(guest)
 
 

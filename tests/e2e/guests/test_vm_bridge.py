@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.guest.machine import Guest
-from tests.e2e.guests.lab import SIDES, V4, V6, Lab, Pod, a_lab, assert_both_ways, fetch, serve
+from tests.e2e.guests.lab import SIDES, V4, V6, Lab, Pod, a_lab, assert_both_ways, fetch, renew_lease, serve
 
 BINDING = {"type": "vm-bridge"}
 
@@ -88,8 +88,7 @@ def test_an_agent_that_was_killed_is_not_missed(tmp_path: Path) -> None:
         for side in SIDES:
             assert fetch(lab.node, side, pod.address(side), 80, "/name") == b"guest"
         lab.agent.start()
-        guest.run("rm /run/lease.eth0 /run/lease6.eth0; kill -USR1 $(cat /run/udhcpc.eth0)").ok()
-        guest.run("until [ -e /run/lease.eth0 ]; do usleep 100000; done").ok()
+        renew_lease(guest)
         configure(pod, guest)
 
 
