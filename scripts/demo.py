@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from rich.markup import escape
+
 from cnvnet.ipam.lease import Lease
 from scripts.guest.console import Ended
 from scripts.guest.machine import Guest as QemuGuest
@@ -54,7 +56,7 @@ class Story:
         step("A node with nothing on it")
         tell(f"links: {node.links()}")
         node.start_agent()
-        tell("cnvnet-agent starts: it will answer the guests' DHCP")
+        tell("cnvnet-agent starts: the plugins' calls run in it, and it will answer the guests' DHCP")
 
         step("Two virtual machines get a pod each")
         a, b = node.attach(A, "a-1"), node.attach(B, "b-1")
@@ -69,6 +71,7 @@ class Story:
         show_leases(A, B)
 
         step("They reach each other")
+        tell(f"vm-b has 10.0.2.2 for itself; to everybody else it is its pod, {b.ip.ip}")
         serve(guest_a, 80)
         serve(guest_b, 80, 81)
         ping(guest_b, b, a)
@@ -169,7 +172,7 @@ def fetch(guest: Guest, source: Pod, target: Pod) -> None:
     done = guest.run(f"wget -q -O - http://{target.ip.ip}/cgi-bin/hello")
     if done.status or str(source.ip.ip) not in done.output or target.vm.name not in done.output:
         raise RuntimeError(f"{source.vm.name} asked {target.ip.ip} and got {done.output!r}")
-    tell(f'{source.vm.name} asks http://{target.ip.ip}: [green]"{done.output.strip()}"[/]')
+    tell(f'{source.vm.name} asks http://{target.ip.ip}: [green]"{escape(done.output.strip())}"[/]')
 
 
 def refuse(guest: Guest, source: Pod, target: Pod, port: int) -> None:
@@ -215,7 +218,7 @@ def covet(pod: Pod) -> None:
     try:
         node.attach(C, "c-1", wish=str(pod.ip.ip))
     except Refused as refusal:
-        tell(f"another VM asks for {pod.ip.ip} meanwhile: [red]refused[/]: {refusal}")
+        tell(f"another VM asks for {pod.ip.ip} meanwhile: [red]refused[/]:\n{escape(str(refusal))}")
         node.run("ip", "netns", "del", "c-1")
     else:
         raise RuntimeError(f"{C.name} was given {pod.ip.ip}, which is {pod.vm.name}'s")
@@ -229,12 +232,13 @@ def main() -> int:
     try:
         Story(virtual="--no-vm" not in sys.argv[1:]).tell()
     except KeyboardInterrupt:
-        console.print("\ninterrupted; nothing is left behind")
+        console.print("\ninterrupted: its namespaces end with it, nothing is left")
         return 130
     except (RuntimeError, OSError, Refused) as error:
-        console.print(f"\n[red]demo:[/] {error}", markup=True)
+        console.print(f"\n[red]demo:[/] {escape(str(error))}")
         return 1
-    console.print(f"\nDone in {time.monotonic() - begun:.1f} s. Nothing is left on this machine.")
+    console.print(f"\nDone in {time.monotonic() - begun:.1f} s.")
+    tell("Its namespaces end with it: no link, no process, no rule is left.")
     return 0
 
 

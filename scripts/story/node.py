@@ -26,6 +26,9 @@ _STATEDIR = "/var/lib/cnvnet"
 _AGENT_SOCKET = Path("/run/cnvnet/agent.sock")
 # How long the agent may take to listen, on a slow machine.
 _STARTING = 30.0
+# How it calls links that it deletes a moment later, and how long that may take (cnvnet.kernel.retired).
+_RETIRED = "cnvx"
+_DELETING = 5.0
 
 
 class Refused(Exception):
@@ -87,8 +90,13 @@ def netns(pod: str) -> str:
 
 
 def links() -> str:
-    """The names of the node's links."""
-    return ", ".join(link["ifname"] for link in json.loads(run("ip", "-j", "link")))
+    """The names of the node's links, once the agent has deleted what it is about to."""
+    deadline = time.monotonic() + _DELETING
+    while True:
+        names = [link["ifname"] for link in json.loads(run("ip", "-j", "link"))]
+        if not any(name.startswith(_RETIRED) for name in names) or time.monotonic() > deadline:
+            return ", ".join(names)
+        time.sleep(0.02)
 
 
 def attach(vm: Vm, pod: str, *, wish: str = "") -> Pod:

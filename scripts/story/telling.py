@@ -46,4 +46,4 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
         made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*row)
-    console.print(Padding(made, (1, 0, 1, 3), expand=False))
+    console.print(Padding(made, (1, 0, 0, 3), expand=False))

@@ -52,7 +52,7 @@ def assert_the_whole_story(told: str) -> None:
         "nobody",
         "same IP, same MAC",
         "which is stopped",
-        "Nothing is left on this machine",
+        "no link, no process, no rule is left",
     ):
         assert part in told, told
     # Without a terminal as well the lines are no longer than a wide one.
