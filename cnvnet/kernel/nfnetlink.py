@@ -33,6 +33,9 @@ BODY: Final = HEADER_SIZE + 4
 _SUBSYSTEM: Final = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _ERROR: Final = 2
+# The group that hears of every transaction.
+_NFTABLES: Final = 7
+_RECEIVE_SIZE: Final = 65536
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 # What fits into a socket that nobody enlarged (net.core.wmem_default is 212,992).
 _DEFAULT_ROOM: Final = 100_000
@@ -94,12 +97,28 @@ class Connection(Socket):
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF, 2 * size),
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF, 10 * size),
         ):
-            room = min(room, 1 << 29)
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, forced, room)
-            except PermissionError:  # it takes CAP_NET_ADMIN of the first user namespace
-                self._socket.setsockopt(socket.SOL_SOCKET, plain, room)
+            _enlarge(self._socket, forced, plain, min(room, 1 << 29))
         self._room = size
+
+
+class Subscription(Socket):
+    """A socket that hears of every change in the namespace its thread is in when it is made."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(NETLINK_NETFILTER)
+        try:
+            _enlarge(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, room)
+            self.join(_NFTABLES)
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def receive(self) -> bytes:
+        """The messages of the next datagram. BlockingIOError: there is none; ENOBUFS: some are lost."""
+        return self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
 
 
 def message(kind: int, family: str, *attributes: bytes, flags: int = 0) -> Message:
@@ -143,6 +162,13 @@ def absent(error: NetlinkError) -> bool:
     # Without nf_tables in the kernel nfnetlink answers EINVAL; without the family, EOPNOTSUPP or
     # EAFNOSUPPORT.
     return error.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+
+
+def _enlarge(sock: socket.socket, forced: int, plain: int, room: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, room)
+    except PermissionError:  # it takes CAP_NET_ADMIN of the first user namespace
+        sock.setsockopt(socket.SOL_SOCKET, plain, room)
 
 
 def _marker(kind: int, sequence: int) -> bytes:

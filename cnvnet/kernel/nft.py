@@ -18,10 +18,22 @@ from cnvnet.kernel import nfnetlink as wire
 from cnvnet.kernel.netlink import CREATE, EXCL, NetlinkError, attributes, text
 from cnvnet.kernel.netns import Netns, entered
 from cnvnet.kernel.nft_elements import Element as Element
-from cnvnet.kernel.nft_elements import additions, answers, deletion, describe, query, verdict_chain
+from cnvnet.kernel.nft_elements import (
+    additions,
+    answers,
+    deletion,
+    describe,
+    encode,
+    listed,
+    listing,
+    query,
+    verdict_chain,
+)
 
 # As many as there will ever be; each costs a look-up of microseconds where nothing is loaded.
 _NEXT_VERSIONS: Final = 10
+# From so many of one set on it is quicker to list the set, which is ours, than to ask for each.
+_MANY: Final = 64
 _COMMENT: Final = 0
 # What a chain's block says beside its rules.
 _NO_RULES: Final = ("type", "policy", "comment", "#")
@@ -121,7 +133,11 @@ class Nftables:
             deletions = [entry for i, entry in enumerate(deletions) if i not in gone]
 
     def missing(self, elements: Sequence[Element]) -> list[Element]:
-        return [element for element in elements if not self._has(element)]
+        sets: dict[tuple[str, str, str], list[Element]] = {}
+        for element in elements:
+            sets.setdefault(element[:3], []).append(element)
+        there = {found for of_one in sets.values() for found in self._present(of_one)}
+        return [element for element in elements if element not in there]
 
     def chain(self, family: str, table: str, name: str) -> Chain | None:
         try:
@@ -169,6 +185,20 @@ class Nftables:
         )
         return [text(chain[3]) for chain in found if text(chain[1]) == table]
 
+    def _present(self, of_one_set: Sequence[Element]) -> list[Element]:
+        keys = [encode(element) for element in of_one_set] if len(of_one_set) >= _MANY else []
+        if not keys or any(end for _, end in keys):
+            return [element for element in of_one_set if self._has(element)]
+        first = of_one_set[0]
+        try:
+            there = listed(self._connection.dump(listing(first)))
+        except NetlinkError as e:
+            if wire.absent(e):
+                return []
+            raise explained(e.errno, describe(first)) from e
+        pairs = zip(of_one_set, keys, strict=True)
+        return [e for e, (key, _) in pairs if key in there and e.data.rpartition(" ")[2] in ("", there[key])]
+
     def _has(self, element: Element) -> bool:
         try:
             return answers(element, self._connection.get(query(element)))
@@ -186,11 +216,33 @@ class Nftables:
 
 def loaded(nft: Nft, family: str, table: str, version: str, text: str) -> bool:
     """Whether a table does its work, in this version or one of the next; elements alone do not."""
-    if intact(nft, family, table, version, text):
-        return True
+    return intact(nft, family, table, version, text) or bool(newer(nft, family, table, version))
+
+
+def newer(nft: Nft, family: str, table: str, version: str) -> str:
+    """The first of the next versions that a table does its work in, "" for none."""
     base, _, number = version.rpartition("_v")
     names = (f"{base}_v{int(number) + n}" for n in range(1, _NEXT_VERSIONS))
-    return any(found.use > 0 for name in names if (found := nft.chain(family, table, name)))
+    return next((n for n in names if (found := nft.chain(family, table, n)) and found.use > 0), "")
+
+
+def outdated(nft: Nft, family: str, table: str, version: str) -> bool:
+    """Whether a table is there in one of the versions before."""
+    base, _, number = version.rpartition("_v")
+    return any(nft.chain(family, table, f"{base}_v{n}") for n in range(int(number)))
+
+
+def repair(nft: Nft, family: str, table: str, version: str, text: str, *, needed: bool) -> bool:
+    """Whether a table was damaged, of an older version, or missing though `needed`, and so has been loaded.
+
+    NftError as well for one that a newer program would have to load.
+    """
+    if loaded(nft, family, table, version, text) or not (needed or outdated(nft, family, table, version)):
+        return False
+    nft.ensure(family, table, version, text)
+    if not loaded(nft, family, table, version, text):
+        raise NftError(errno.EBUSY, f"table {family} {table}: damaged, and a newer program's to load again")
+    return True
 
 
 def intact(nft: Nft, family: str, table: str, version: str, text: str) -> bool:

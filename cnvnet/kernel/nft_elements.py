@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from cnvnet.kernel import nfnetlink as wire
@@ -87,6 +87,22 @@ def answers(element: Element, answer: bytes) -> bool:
     if spans and [attributes(found[kind])[_VALUE] for kind in (_KEY, _KEY_END)] != [key, end]:
         return False
     return not element.data or verdict_chain(found.get(_DATA, b"")) == element.data.split()[1]
+
+
+def listing(element: Element) -> Message:
+    """The message that asks for all elements of the set that this one is in."""
+    return wire.message(wire.GETSETELEM, element.family, *_where(element))
+
+
+def listed(answers: Iterable[bytes]) -> dict[bytes, str]:
+    """The elements of a set without intervals: the keys, and the chains they lead to ("" in a set)."""
+    found: dict[bytes, str] = {}
+    for answer in answers:
+        for member in wire.members(attributes(answer, wire.BODY).get(3, b"")):
+            # A key is the only member of what holds it, behind a header of four bytes.
+            parts = attributes(member)
+            found[parts[_KEY][4:]] = verdict_chain(parts[_DATA]) if _DATA in parts else ""
+    return found
 
 
 def verdict_chain(data: bytes) -> str:

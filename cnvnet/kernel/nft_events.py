@@ -1,0 +1,95 @@
+"""Whether somebody takes away what is ours in nftables: heard from the kernel, which tells of every change.
+
+Other programs of a node write thousands of objects at a time, each of which is an event. So what has not one
+of the tables' names in it costs one search of its bytes, and is never taken apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from cnvnet.kernel import nfnetlink as wire
+from cnvnet.kernel.netlink import HEADER_SIZE, attributes, text
+
+# include/uapi/linux/netfilter/nf_tables.h. Kernels from 6.3 on tell of "destroy" by numbers of its own.
+_SUBSYSTEM: Final = 10 << 8
+_NEWGEN: Final = _SUBSYSTEM | 15
+_DELETIONS: Final = frozenset(_SUBSYSTEM | kind for kind in (2, 5, 8, 11, 14, 20, 24, *range(26, 33)))
+# The table's name has the same number in the messages of tables, chains, rules, sets, elements and objects.
+_TABLE: Final = 1
+_THREAD, _PROGRAM = 2, 3
+# More than kube-proxy says at once with 20,000 chains. What does not fit is lost, and known to be.
+_ROOM: Final = 32 << 20
+_HEADER: Final = struct.Struct("=IHHII")
+
+
+class Losses:
+    """A subscription, for some tables, to the namespace its thread is in when it is made.
+
+    What programs of the `trusted` names delete is their own, and so is what this process deletes. (The names
+    are those of their processes, of which the kernel knows 15 bytes.) Raises OSError where there is no
+    nfnetlink.
+    """
+
+    def __init__(self, tables: Collection[str], trusted: Collection[str]) -> None:
+        self._tables = [table.encode() + b"\0" for table in tables]
+        self._trusted = frozenset(trusted)
+        self._subscription = wire.Subscription(_ROOM)
+        self._deleted = False
+
+    def fileno(self) -> int:
+        """Readable when there is something to take."""
+        return self._subscription.fileno()
+
+    def close(self) -> None:
+        self._subscription.close()
+
+    def take(self) -> bool:
+        """Whether, since the last call, anybody else may have deleted something of the tables. Never waits.
+
+        True as well when the kernel had more to say than there was room for.
+        """
+        found = False
+        while True:
+            try:
+                data = self._subscription.receive()
+            except BlockingIOError:
+                return found
+            except OSError as e:
+                if e.errno != errno.ENOBUFS:
+                    raise
+                found = True
+                continue
+            if any(table in data for table in self._tables):
+                self._deleted = self._deleted or any(map(self._is_deletion, _messages(data)))
+            elif self._deleted and _kind(data) == _NEWGEN:
+                # A transaction's end, which tells whose it was, comes after all the rest and by itself.
+                found = found or not self._is_trusted(data)
+                self._deleted = False
+
+    def _is_deletion(self, message: bytes) -> bool:
+        name = text(attributes(message, wire.BODY).get(_TABLE, b"")).encode() + b"\0"
+        return _kind(message) in _DELETIONS and name in self._tables
+
+    def _is_trusted(self, end: bytes) -> bool:
+        author = attributes(end, wire.BODY)
+        thread = int.from_bytes(author.get(_THREAD, b""))
+        return text(author.get(_PROGRAM, b"")) in self._trusted or os.path.exists(
+            f"/proc/self/task/{thread}"
+        )
+
+
+def _kind(message: bytes) -> int:
+    return int(_HEADER.unpack_from(message)[1]) if len(message) >= HEADER_SIZE else 0
+
+
+def _messages(data: bytes) -> Iterator[bytes]:
+    offset = 0
+    while offset + HEADER_SIZE <= len(data):
+        length = max(_HEADER.unpack_from(data, offset)[0], HEADER_SIZE)
+        yield data[offset : offset + length]
+        offset += (length + 3) & ~3
