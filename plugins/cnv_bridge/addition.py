@@ -96,7 +96,7 @@ class Addition:
         attachments, masquerade = self._tools.attachments, self._tools.masquerade
         with self._tools.kernel.nft() as nft:
             if left.elements and not guards.loaded(nft):
-                with attachments.shared(f"nft-{guards.TABLE}"):
+                with attachments.shared(guards.LOCK):
                     guards.ensure(nft)
             if left.elements:
                 nft.change(add=left.elements)

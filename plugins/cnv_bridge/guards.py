@@ -20,9 +20,13 @@ from cnvnet.kernel.nft import Element, Nft
 FAMILY: Final = "bridge"
 TABLE: Final = "cnv_bridge"
 VERSION: Final = "guard_v1"
+# Of whoever loads the table.
+LOCK: Final = f"nft-{TABLE}"
 
-# Rules that may be changed only together with VERSION. Sets and their types stay what they are: programs of
-# two versions share them on one node.
+# Rules that may be changed only together with VERSION, and VERSION only together with the priority, by one
+# more: a frame that is on its way while chains are exchanged must meet the older chain first. Otherwise it
+# might come to the newer one when that has no rules yet, and to the older one when that has none any more.
+# Sets and their types stay what they are: programs of two versions share them on one node.
 #
 # Of nft 1.0.6: where a rule names a header field alone, nft adds a look at the Ethernet header's type, which
 # still holds the tag of a tagged frame. So all protocols are told apart by `meta`, and header fields are raw
@@ -206,6 +210,11 @@ class Guards(NamedTuple):
 def ensure(nft: Nft) -> None:
     """The table is loaded; to be called before elements are added. Raises NftError."""
     nft.ensure(FAMILY, TABLE, VERSION, TEXT)
+
+
+def repair(nft: Nft, *, needed: bool) -> bool:
+    """Whether the table had to be loaded: damaged, older, or missing though `needed`. Raises NftError."""
+    return kernel_nft.repair(nft, FAMILY, TABLE, VERSION, TEXT, needed=needed)
 
 
 def loaded(nft: Nft) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, NamedTuple, cast
 
-from cnvnet.attachments import Attachments, Key, Record
+from cnvnet.attachments import AttachmentFiles, Attachments, Key, Record
 from cnvnet.cni.result import Result
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.nft import Element
@@ -21,6 +22,11 @@ class Tools(NamedTuple):
     kernel: Kernel
     attachments: Attachments
     masquerade: Masquerade
+
+    @classmethod
+    def of(cls, rundir: str, kernel: Kernel) -> Tools:
+        attachments = AttachmentFiles(rundir)
+        return cls(kernel, attachments, Masquerade(attachments, os.path.join(rundir, "masquerade")))
 
 
 class Leftovers(NamedTuple):
@@ -88,9 +94,12 @@ def leftovers_of_port(
 def find_port(host: Stack, left: Leftovers) -> Link | None:
     """The host end that a record names, if that link is still ours: names are used again."""
     link = host.link(left.host) if left.host else None
-    if link is None or link.kind != "veth":
-        return None
-    return link if link.mac == left.host_mac or link.ifindex == left.host_ifindex else None
+    return link if link is not None and is_port(link, left) else None
+
+
+def is_port(link: Link, left: Leftovers) -> bool:
+    """Whether a link of the name that a record says is the record's."""
+    return link.kind == "veth" and (link.mac == left.host_mac or link.ifindex == left.host_ifindex)
 
 
 def find_port_of_result(host: Stack, result: Result) -> Link | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from cnvnet.attachments import Attachments, Key
 from cnvnet.cni.errors import IO_FAILURE, CNIError
 from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Element, Nft, NftError, loaded
+from cnvnet.kernel.nft import Element, Nft, NftError, loaded, repair
 
 FAMILY: Final = "inet"
 TABLE: Final = "cnv_masquerade"
@@ -89,6 +89,36 @@ class Masquerade(NamedTuple):
                     if owner.startswith(_of_network(plugin, network)) and owner not in kept:
                         self._remove(nft, owner, ip_interface(name))
 
+    def restore(self, nft: Nft, keys: Iterable[Key]) -> tuple[bool, int]:
+        """Puts back what others have deleted of these attachments' addresses.
+
+        Whether rules were missing or an older version's, and how many elements were. Raises NftError, and
+        CNIError 5.
+        """
+        owners = {_marker(key) for key in keys}
+        # The markers tell: DEL takes one away under this lock, and the address with the last.
+        with self.attachments.shared(_LOCK):
+            wanted = self._marked(owners)
+            rules = repair(nft, FAMILY, TABLE, VERSION, TEXT, needed=bool(wanted))
+            for subnet in {address.network: address for address in wanted}.values():
+                rules = _ensure_subnet(nft, subnet) or rules
+            # Whoever has the address elsewhere by now is right.
+            elements = {element(address)._replace(data=""): element(address) for address in wanted}
+            missing = [elements[key] for key in nft.missing(list(elements))]
+            nft.change(add=missing)
+        return rules, len(missing)
+
+    def _marked(self, owners: Set[str]) -> list[Interface]:
+        """The addresses that any of these attachments has; of several attachments, as the newest has it."""
+        found: list[Interface] = []
+        for name in _listing(self.folder):
+            folder = os.path.join(self.folder, name)
+            paths = [os.path.join(folder, owner) for owner in _listing(folder) if owner in owners]
+            targets = [os.readlink(path) for path in sorted(paths, key=_age)]
+            known = [target.removeprefix(_MARK) for target in targets if target.startswith(_MARK)]
+            found += [ip_interface(text) for text in known[-1:]]
+        return found
+
     def _remove(self, nft: Nft, owner: str, address: Interface) -> None:
         folder = self._place(address)
         _remove_path(os.unlink, os.path.join(folder, owner))
@@ -146,13 +176,17 @@ def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
     ]
 
 
-def _ensure_subnet(nft: Nft, address: Interface) -> None:
-    """The chain for a subnet's pods, made with its first one and never deleted: there are few subnets."""
+def _ensure_subnet(nft: Nft, address: Interface) -> bool:
+    """The chain for a subnet's pods, made with its first one and never deleted: there are few subnets.
+
+    Whether it was missing.
+    """
     if _has_subnet(nft, address):
-        return
+        return False
     chain = f"{FAMILY} {TABLE} {_subnet_chain(address)}"
     rule = f"{'ip' if address.version == 4 else 'ip6'} daddr != {address.network} masquerade"
     nft.run(f"add chain {chain}\nflush chain {chain}\nadd rule {chain} {rule}\n")
+    return True
 
 
 def _has_subnet(nft: Nft, address: Interface) -> bool:
@@ -167,6 +201,10 @@ def _subnet_chain(address: Interface) -> str:
 def _marker(key: Key) -> str:
     identity = f"{key.container_id}\0{key.ifname}".encode()
     return _of_network(key.plugin, key.network) + hashlib.sha256(identity).hexdigest()[:32]
+
+
+def _age(path: str) -> int:
+    return os.lstat(path).st_mtime_ns
 
 
 def _of_network(plugin: str, network: str) -> str:

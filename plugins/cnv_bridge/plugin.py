@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from cnvnet import sandbox, teardown
 from cnvnet.attachments import (
     ADDED,
-    AttachmentFiles,
     Key,
     Record,
     Slot,
@@ -24,12 +22,12 @@ from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
+from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.stack import Kernel, LinuxKernel
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
 from cnvnet.plugins.cnv_bridge.config import Config, Remnants, ensure_usable_ifname
 from cnvnet.plugins.cnv_bridge.leftovers import Tools
-from cnvnet.plugins.cnv_bridge.masquerade import Masquerade
 
 if TYPE_CHECKING:
     from cnvnet.ipam.static_ip.plugin import StaticIP
@@ -111,10 +109,18 @@ class CnvBridge:
                 with self._kernel.nft() as nft:
                     if not guards.loaded(nft):
                         nft.run("\n")  # says what is missing, should that be all of nft
+                    self._ensure_guarded(nft)
         except (CNIError, OSError) as e:
             raise CNIError(NOT_AVAILABLE, str(e)) from e
         if config.ipam_type:
             self._choose_ipam(config.ipam_type).status(request)
+
+    def _ensure_guarded(self, nft: Nft) -> None:
+        from cnvnet.plugins.cnv_bridge.restoration import are_ports_unguarded
+
+        if are_ports_unguarded(nft, self._attachments):
+            what = f"table {guards.FAMILY} {guards.TABLE} is damaged: this node's ports are not guarded"
+            raise CNIError(NOT_AVAILABLE, f"{what} (cnvnet-agent puts back what has been flushed)")
 
     def _gc_masquerade(self, request: Request, valid: set[tuple[str, str]]) -> None:
         with self._kernel.nft() as nft:
@@ -149,9 +155,7 @@ def load(
     env: Mapping[str, str], kernel: Kernel | None = None, static_ip: StaticIP | None = None
 ) -> CnvBridge:
     """The plugin for a caller with this environment; what it is not given it makes."""
-    attachments = AttachmentFiles(rundir(env))
-    masquerade = Masquerade(attachments, os.path.join(rundir(env), "masquerade"))
-    tools = Tools(kernel or LinuxKernel(), attachments, masquerade)
+    tools = Tools.of(rundir(env), kernel or LinuxKernel())
     return CnvBridge(tools, partial(_choose_ipam, static_ip=static_ip))
 
 
