@@ -21,8 +21,10 @@ from cnvnet.agent.loop_process import PacketLoop
 from cnvnet.agent.metrics import Endpoint, Metrics, parse_address
 from cnvnet.agent.pod_dns import PodDns
 from cnvnet.agent.server import Server
+from cnvnet.agent.upkeep import Upkeep
 from cnvnet.agent.watch import Watch
 from cnvnet.kernel.resident import ResidentKernel
+from cnvnet.plugins.cnv_bridge import restoration
 
 
 class Options(NamedTuple):
@@ -55,10 +57,13 @@ class Agent:
             self._metrics.observe_call,
         )
         self._server = Server(door.socket, find, self._metrics.observe, self._calls.take)
+        tables = restoration.tables(options.rundir, self._kernel)
+        self._upkeep = Upkeep(tables, restoration.PROGRAMS, self._metrics)
         self._endpoint: Endpoint | None = None
 
     def run(self) -> None:
         plugins.import_all(self._kernel)
+        self._upkeep.start()
         self._dns.start()
         self._watch.start()
         self._endpoint = self._open_endpoint()
@@ -77,6 +82,7 @@ class Agent:
         self._door.hide()
         self._calls.close()
         self._server.stop(for_good=bool(self._door.own))
+        self._upkeep.stop()
         self._kernel.close()
         self._door.socket.close()
         self._watch.stop()
@@ -97,7 +103,7 @@ class Agent:
             found.append("the watch does not come round")
         if not self._loop.is_alive():
             found.append("the packet loop does not run")
-        return found
+        return found + self._upkeep.problems()
 
     def _wake(self) -> None:
         self._watch.wake()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -48,6 +48,18 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._restorations = Counter(
+            "cnvnet_nft_restorations",
+            "How often something was missing in a table of nftables and was put back.",
+            ["table"],
+            registry=self.registry,
+        )
+        self._newer = Gauge(
+            "cnvnet_nft_newer",
+            "1 for a table of a newer program, which is left as it is.",
+            ["table"],
+            registry=self.registry,
+        )
         self.registry.register(_Guests(guests, loop))
         ProcessCollector(registry=self.registry)
 
@@ -59,6 +71,11 @@ class Metrics:
         """One CNI call has been run."""
         self._calls.labels(plugin, command, str(code)).inc()
         self._call_seconds.labels(plugin, command).observe(seconds)
+
+    def observe_table(self, table: str, *, restored: bool, newer: bool) -> None:
+        """Somebody has looked at a table of ours."""
+        self._restorations.labels(table).inc(restored)
+        self._newer.labels(table).set(newer)
 
 
 class _Guests(Collector):

@@ -1,0 +1,373 @@
+"""What others delete of our nftables is back in a moment; what the node's calls delete stays deleted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cnvnet.attachments import boot_id
+from cnvnet.kernel import netns
+from cnvnet.kernel.nft import Nft, open_nft
+from cnvnet.plugins.cnv_bridge import guards
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.bridge.network import OURS, Network, host_local, ruleset
+from tests.functional.datapath.lab import Guest, Lab, frame_mac, packet_socket
+from tests.harness import Node, Sandbox, peer
+
+MAC = "02:00:00:00:00:05"
+FOREIGN = bytes.fromhex("0200000000ee")
+EVERYBODY = b"\xff" * 6
+PAYLOAD = b"\x88\xb5" + b"hello" * 10
+# IEEE 802: the other EtherType for experiments.
+TRAFFIC = b"\x88\xb6"
+PREROUTING = "prerouting priority -310"
+_SO_RCVBUFFORCE = 33
+BRIDGE, INET = "bridge cnv_bridge", "inet cnv_masquerade"
+
+
+class Guarded(Lab):
+    """A port with guards and masquerading, made by the installed executable, and an unguarded listener."""
+
+    def __init__(self, node: Node) -> None:
+        peer("host-local")
+        self.node = node
+        self.network = Network(
+            node,
+            OURS,
+            isGateway=True,
+            ipMasq=True,
+            macspoofchk=True,
+            ipspoofchk=True,
+            ipam=host_local(node, "10.1.2.0/24", "fd00::/64"),
+        )
+        pod, ear = node.pod(), node.pod()
+        self.result = self.network.add(pod, container_id="guest", args=f"IgnoreUnknown=1;MAC={MAC}").ok()
+        self.plain = self.network.with_(ipMasq=False, macspoofchk=False, ipspoofchk=False)
+        self.plain.add(ear, container_id="ear").ok()
+        ipv4, ipv6 = (ip["address"].partition("/")[0] for ip in self.result["ips"])
+        super().__init__(node, pod, ear, Guest(MAC, ipv4, ipv6))
+
+    @property
+    def port(self) -> str:
+        return str(self.result["interfaces"][1]["name"])
+
+    def check(self) -> str:
+        """What CHECK has against the attachment, "" for nothing."""
+        outcome = self.network.check(self.pod, self.result, container_id="guest")
+        return "" if outcome.code == 0 else str(outcome.error()["msg"])
+
+    def status(self) -> str:
+        outcome = self.node.cni(OURS, "STATUS", self.network.config)
+        return "" if outcome.code == 0 else str(outcome.error()["msg"])
+
+    def lies(self) -> bool:
+        """Whether a frame with a foreign MAC comes through; an honest one must."""
+        assert self.passes(EVERYBODY + frame_mac(MAC) + PAYLOAD)
+        return self.passes(EVERYBODY + FOREIGN + PAYLOAD)
+
+    def nft(self, command: str) -> None:
+        self.node.run("nft", command)
+
+
+@pytest.fixture
+def guarded(node: Node) -> Iterator[Guarded]:
+    made = Guarded(node)
+    yield made
+    made.close()
+
+
+@contextmanager
+def stopped(agent: RunningAgent) -> Generator[None]:
+    os.kill(agent.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(agent.pid, signal.SIGCONT)
+
+
+@contextmanager
+def nft_of(node: Sandbox) -> Generator[Nft]:
+    with netns.opened(node.netns) as inside, open_nft(inside) as nft:
+        yield nft
+
+
+def restorations(agent: RunningAgent, table: str) -> float:
+    return agent.metrics()[f'cnvnet_nft_restorations_total{{table="{table}"}}']
+
+
+def log_of(agent: RunningAgent, text: str) -> list[dict[str, Any]]:
+    return [event for event in agent.events() if text in event["msg"]]
+
+
+DAMAGES = {
+    "ruleset": ("flush ruleset", BRIDGE, "does not guard"),
+    "table-deleted": ("delete table bridge cnv_bridge", BRIDGE, "does not guard"),
+    "table-flushed": ("flush table bridge cnv_bridge", BRIDGE, "does not guard"),
+    "chain": ("flush chain bridge cnv_bridge mac_source", BRIDGE, "does not guard"),
+    "set": ("flush set bridge cnv_bridge mac_ports", BRIDGE, "element"),
+    "masquerade-deleted": ("delete table inet cnv_masquerade", INET, "ipMasq: element"),
+    "masquerade-flushed": ("flush table inet cnv_masquerade", INET, "ipMasq: element"),
+    "masquerade-elements": ("flush map inet cnv_masquerade pods4", INET, "ipMasq: element"),
+    "subnet": ("flush chain inet cnv_masquerade beyond_10.1.2.0/24", INET, "ipMasq: element"),
+}
+
+
+@pytest.mark.parametrize(("command", "table", "complaint"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_deleted_is_missed_by_check_and_comes_back(
+    guarded: Guarded, command: str, table: str, complaint: str
+) -> None:
+    with running_agent(guarded.node) as agent:
+        assert guarded.check() == ""
+        before = ruleset(guarded.node)
+        with stopped(agent):
+            guarded.nft(command)
+            assert complaint in guarded.check()
+            assert guarded.lies() == (table == BRIDGE)
+            assert ("not guarded" in guarded.status()) == (complaint == "does not guard")
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+        assert not guarded.lies()
+        assert guarded.status() == ""
+        assert without_counters(ruleset(guarded.node)) == without_counters(before)
+        # More than once if the CHECK had the record just then.
+        assert restorations(agent, table) >= 1
+        assert agent.http("/healthz") == (200, "ok\n")
+
+
+def without_counters(rules: str) -> set[str]:
+    """The lines of a ruleset: the order of tables and of a set's elements, and counts, are no part of it."""
+    text = rules.replace(" ,", ",").replace("\t", "").replace("elements = {", "")
+    parts = (part.strip(" ,}") for line in text.splitlines() for part in line.split(", "))
+    return {part for part in parts if "packets" not in part}
+
+
+def test_what_was_deleted_while_no_agent_ran_comes_back_with_it(guarded: Guarded) -> None:
+    guarded.nft("flush ruleset")
+    assert guarded.lies()
+    with running_agent(guarded.node) as agent:
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+        assert not guarded.lies()
+        assert {event["table"] for event in log_of(agent, "put back")} == {BRIDGE, INET}
+
+
+def test_a_node_without_guarded_ports_gets_no_tables(node: Node) -> None:
+    plain = Network(node, OURS)
+    pod = node.pod()
+    with running_agent(node) as agent:
+        plain.add(pod).ok()
+        node.run("nft", "flush ruleset")
+        node.run("nft", "add table ip other")
+        assert restorations(agent, BRIDGE) == restorations(agent, INET) == 0
+        assert "cnv" not in ruleset(node)
+
+
+def test_calls_that_delete_are_not_taken_for_damage(guarded: Guarded) -> None:
+    """Neither those of executables nor those that the agent runs."""
+    with running_agent(guarded.node) as agent:
+        for number, env in enumerate(({"CNVNET_AGENT": "off"}, {"CNVNET_AGENT": "auto"}) * 2):
+            pod, container = guarded.node.pod(), f"other-{number}"
+            guarded.network.add(pod, container_id=container, env=env).ok()
+            guarded.network.delete(pod, container_id=container, env=env).ok()
+        assert restorations(agent, BRIDGE) == restorations(agent, INET) == 0
+        guarded.nft("flush ruleset")
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+
+
+def test_a_port_that_has_gone_gets_no_elements(guarded: Guarded) -> None:
+    pod = guarded.node.pod()
+    made = guarded.network.add(pod, container_id="gone").ok()
+    gone = made["interfaces"][1]["name"]
+    with running_agent(guarded.node) as agent:
+        assert gone in ruleset(guarded.node)
+        with stopped(agent):
+            guarded.node.run("ip", "link", "del", gone)
+            # Somebody else's link, of that name.
+            guarded.node.run("ip", "link", "add", gone, "type", "veth", "peer", "name", "other")
+            guarded.nft("flush ruleset")
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+        assert guarded.port in ruleset(guarded.node)
+        assert gone not in ruleset(guarded.node)
+        guarded.network.delete(pod, container_id="gone").ok()
+
+
+def test_a_record_that_is_not_of_this_boot_is_none_of_its_business(guarded: Guarded) -> None:
+    [record] = (
+        path for path in guarded.node.rundir.glob("attachments/*.json") if '"guest"' in path.read_text()
+    )
+    record.write_text(record.read_text().replace(boot_id(), "another"))
+    guarded.nft("flush ruleset")
+    with running_agent(guarded.node) as agent:
+        guarded.network.add(guarded.node.pod(), container_id="new").ok()
+        guarded.nft("flush ruleset")
+        assert eventually(lambda: "macs" in ruleset(guarded.node)), agent.log()
+        assert eventually(lambda: restorations(agent, INET) > 0), agent.log()
+        rules = ruleset(guarded.node)
+        assert guarded.port not in rules
+        assert f"{guarded.guest.ipv4} :" not in rules
+
+
+def test_calls_and_flushes_at_once(guarded: Guarded) -> None:
+    """Whatever their order: who is added is guarded in the end, and of who is deleted nothing is left."""
+    node, network = guarded.node, guarded.network
+    over = threading.Event()
+    failures: list[str] = []
+
+    def flush() -> None:
+        while not over.is_set():
+            guarded.nft("flush ruleset")
+            over.wait(0.15)
+
+    def come_and_go(worker: int, pods: list[Sandbox]) -> None:
+        for turn, pod in enumerate(pods):
+            container = f"pod-{worker}-{turn}"
+            # An ADD from under which the table is taken may fail, and says so.
+            outcome = network.add(pod, container_id=container)
+            if outcome.code == 0:
+                added[container] = pod, outcome.ok()
+            if turn % 2:
+                deleted = network.delete(pod, container_id=container)
+                added.pop(container, None)
+                if deleted.code:
+                    failures.append(deleted.stdout)
+
+    added: dict[str, tuple[Sandbox, Any]] = {}
+    with running_agent(node) as agent:
+        workers = [
+            threading.Thread(target=come_and_go, args=(worker, [node.pod() for _ in range(6)]))
+            for worker in range(3)
+        ]
+        flushing = threading.Thread(target=flush)
+        for thread in (flushing, *workers):
+            thread.start()
+        for thread in workers:
+            thread.join()
+        over.set()
+        flushing.join()
+        assert failures == []
+
+        def complaints() -> list[str]:
+            outcomes = {
+                container: network.check(pod, result, container_id=container)
+                for container, (pod, result) in added.items()
+            }
+            return [container for container, outcome in outcomes.items() if outcome.code]
+
+        assert added, "no ADD at all has come through"
+        assert eventually(lambda: not complaints()), agent.log()
+        assert guarded.check() == ""
+        rules = ruleset(node)
+        alive = {guarded.port, *(result["interfaces"][1]["name"] for _, result in added.values())}
+        named = {word.strip('",') for word in rules.split() if word.startswith('"veth')}
+        assert named == alive
+        for container, (pod, _) in added.items():
+            network.delete(pod, container_id=container).ok()
+        rules = ruleset(node)
+        assert {word.strip('",') for word in rules.split() if word.startswith('"veth')} == {guarded.port}
+        assert rules.count("goto beyond") == 2
+
+
+def test_a_newer_agent_brings_the_rules_up_to_date_under_traffic(guarded: Guarded) -> None:
+    downgrade(guarded)
+    with Traffic(guarded) as traffic:
+        traffic.await_frames(200)
+        with running_agent(guarded.node) as agent:
+            assert eventually(lambda: "guard_v1" in ruleset(guarded.node)), agent.log()
+            traffic.await_frames(200)
+            assert log_of(agent, "put back")[0]["table"] == BRIDGE
+        passed = traffic.end()
+    assert "guard_v0" not in ruleset(guarded.node)
+    assert passed == [b"good"] * traffic.sent
+    assert guarded.check() == ""
+
+
+def downgrade(guarded: Guarded) -> None:
+    """The node as an older version would have left it: another base chain, and other rules in the others."""
+    older = guards.TEXT.replace("guard_v1", "guard_v0").replace(PREROUTING, "prerouting priority -311")
+    chains = [line.split()[1] for line in older.splitlines() if line.strip().startswith("chain")]
+    old = older.replace("meta protocol 0x8035 goto rarp_source\n\t}", "meta protocol 0x8035 drop\n\t}")
+    assert old != older
+    flushes = [f"flush chain {BRIDGE} {chain}" for chain in chains if chain != "guard_v0"]
+    gone = [f"flush chain {BRIDGE} guard_v1", f"delete chain {BRIDGE} guard_v1"]
+    with nft_of(guarded.node) as nft:
+        nft.run("\n".join([*gone, *flushes, old]))
+    assert not guarded.lies()
+
+
+class Traffic:
+    """Frames of a guest in turn spoofed and good, some hundreds a second, and those that come through."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._mouth = packet_socket(lab.pod)
+        self._ear = packet_socket(lab.ear)
+        self._ear.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._send)
+        self.sent = 0
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._mouth.close()
+        self._ear.close()
+
+    def await_frames(self, number: int) -> None:
+        wanted = self.sent + number
+        assert eventually(lambda: self.sent > wanted)
+
+    def end(self) -> list[bytes]:
+        """Which frames have come through, all of them."""
+        self._stop()
+        self._ear.settimeout(1)
+        found: list[bytes] = []
+        try:
+            while True:
+                frame = self._ear.recv(2000)
+                if frame[12:14] == TRAFFIC:
+                    found.append(frame[14:].rstrip(b" "))
+        except TimeoutError:
+            return found
+
+    def _stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _send(self) -> None:
+        good = EVERYBODY + frame_mac(MAC) + TRAFFIC + b"good".ljust(50)
+        spoofed = EVERYBODY + FOREIGN + TRAFFIC + b"spoofed".ljust(50)
+        while not self._over.wait(0.002):
+            self._mouth.send(spoofed)
+            self._mouth.send(good)
+            self.sent += 1
+
+
+def test_an_older_agent_leaves_newer_rules_alone_and_keeps_their_elements(guarded: Guarded) -> None:
+    newer = guards.TEXT.replace("guard_v1", "guard_v2").replace(PREROUTING, "prerouting priority -309")
+    with nft_of(guarded.node) as nft:
+        nft.ensure(guards.FAMILY, guards.TABLE, "guard_v2", newer)
+    before = without_counters(ruleset(guarded.node))
+    with running_agent(guarded.node) as agent:
+        name = f'cnvnet_nft_newer{{table="{BRIDGE}"}}'
+        assert eventually(lambda: agent.metrics().get(name) == 1), agent.log()
+        assert [event["chain"] for event in log_of(agent, "newer")] == ["guard_v2"]
+        assert restorations(agent, BRIDGE) == 0
+        guarded.nft("flush set bridge cnv_bridge macs")
+        assert eventually(lambda: restorations(agent, BRIDGE) == 1), agent.log()
+        assert without_counters(ruleset(guarded.node)) == before
+        assert "guard_v1" not in ruleset(guarded.node)
+        # Somebody has broken what only the newer program can make.
+        guarded.nft("flush chain bridge cnv_bridge guard_v2")
+        assert eventually(lambda: agent.http("/healthz")[0] == 503), agent.log()
+        assert "a newer program's" in agent.http("/healthz")[1]
+        with nft_of(guarded.node) as nft:
+            nft.ensure(guards.FAMILY, guards.TABLE, "guard_v2", newer)
+        assert eventually(lambda: agent.http("/healthz")[0] == 200), agent.log()
+        assert not guarded.lies()
