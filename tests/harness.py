@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -193,8 +194,11 @@ class Node(Sandbox):
         """One call of an executable (an absolute path, one of ours, or a peer) as a runtime makes it.
 
         `env` overrides variables; a value of "\\0" removes one. `within` is a command that runs the
-        executable, given as its last argument, in circumstances of its own, such as `prlimit --nofile=20`.
+        executable, given as its last argument, in circumstances of its own, such as `prlimit --nofile=20`:
+        then no agent runs it.
         """
+        if within and program in OURS:
+            program, env = installed(program), {"CNVNET_AGENT": "off", **(env or {})}
         path = program if "/" in program else _resolve(program)
         stdin = config if isinstance(config, bytes) else _text(config).encode()
         environment = self.environment(
@@ -215,7 +219,15 @@ class Node(Sandbox):
             check=False,
             timeout=timeout,
         )
+        if self._has_agent and command in ("DEL", "GC"):
+            self.await_reaper()
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def await_reaper(self) -> None:
+        """What an agent has deleted is out of everybody's way at once, and gone a moment later."""
+        deadline = time.monotonic() + 10
+        while "cnvx" in self.run("ip", "-o", "link").stdout and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 OURS = ("cnv-bridge", "masquerade", "static-ip", "vm-bridge")
@@ -231,7 +243,7 @@ def _agent_of(node: Node) -> Generator[None]:
 
     with running_agent(node, "--metrics-address", "") as agent:
         yield
-        assert agent.answers(), agent.log()
+        assert agent.process.poll() is None, agent.log()
     assert not [event for event in agent.events() if event["level"] == "error"], agent.log()
 
 

@@ -67,15 +67,17 @@ class Connection:
 
         Waits for that until `seconds` are over: who reads this long is taken at its word.
         """
-        if not self.is_gone(seconds):
-            return False
         try:
+            # Whoever reads until the end shall find it.
+            self._socket.shutdown(socket.SHUT_WR)
+            if not self.is_gone(seconds):
+                return False
             # The kernel resets a connection that is closed with something unread in it.
             self._socket.recv(1)
         except ConnectionResetError:
             return True
         except OSError:
-            pass  # it has sent more than its request
+            pass  # it has gone, which is all that it had to do
         return False
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class PacketLoop:
         self._changed = changed
         self._process: _Process | None = None
         self._one_at_a_time = threading.Lock()
-        self._there = threading.Event()
+        self._start = threading.Condition()
         self._lost: deque[Lost] = deque()
         self._pause = 0.0
         self._not_before = 0.0
@@ -73,19 +73,20 @@ class PacketLoop:
         if now < self._not_before:
             return False
         try:
-            self._process = _Process(self._changed, self._lost)
+            process = _Process(self._changed, self._lost)
         except OSError as e:
             log.error("the packet loop cannot be started", error=str(e))
             self._delay(now)
             return False
         self.restarts += 1
-        self._there.set()
-        log.info("packet loop started", pid=self._process.pid, restarts=self.restarts)
+        with self._start:
+            self._process = process
+            self._start.notify_all()
+        log.info("packet loop started", pid=process.pid, restarts=self.restarts)
         return True
 
     def stop(self) -> None:
         if self._process is not None:
-            self._there.clear()
             self._process.end()
 
     def is_alive(self) -> bool:
@@ -98,8 +99,9 @@ class PacketLoop:
         return self._process.pid if self._process is not None else 0
 
     def wait(self, seconds: float) -> bool:
-        """Whether there is a process, now or within `seconds`."""
-        return self._there.wait(seconds) and self.is_alive()
+        """Whether there is a process that lives, now or within `seconds`."""
+        with self._start:
+            return self._start.wait_for(self.is_alive, seconds)
 
     def serve(self, name: str, settings: Mapping[str, object], tap: socket.socket) -> None:
         """The guest is served on return. LoopError."""
@@ -144,7 +146,6 @@ class PacketLoop:
 
     def _bury(self, process: _Process, now: float) -> None:
         self._process = None
-        self._there.clear()
         self._lost.clear()  # nobody is served now, and all will be again
         process.end()
         log.error("the packet loop has ended", pid=process.pid, status=process.status())

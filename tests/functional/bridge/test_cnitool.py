@@ -174,4 +174,5 @@ def test_two_networks_on_one_pod(node: Node, pod: Sandbox) -> None:
     assert first.run("del", pod).code == 0
     assert pod.link("net1") is not None
     assert second.run("del", pod, CNI_IFNAME="net1").code == 0
+    node.await_reaper()
     assert set(pod.links()) == {"lo"}

@@ -1,0 +1,252 @@
+"""Whole CNI calls through the agent: what their callers see, and what happens when either side goes."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.functional.agent.calls import CONFIG, Ipam, Wire, cni, launcher, start, without_python
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.masquerade.lab import Lab
+from tests.harness import Node, Sandbox, installed
+
+L3 = {
+    "isGateway": True,
+    "ipMasq": True,
+    "macspoofchk": True,
+    "ipam": {"type": "static-ip", "subnet": "10.1.0.0/16"},
+}
+
+
+def ran(agent: RunningAgent) -> float:
+    """How many calls the agent has run."""
+    return sum(value for name, value in agent.metrics().items() if name.startswith("cnvnet_calls_total"))
+
+
+def nothing_is_left(node: Node, pod: Sandbox) -> bool:
+    records = [path for path in (node.rundir / "attachments").glob("*.json") if path.stat().st_size]
+    ports = [name for name in node.links() if name.startswith(("veth", "cnvx"))]
+    return not records and not ports and set(pod.links()) == {"lo"}
+
+
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_a_port_comes_is_checked_and_goes(node: Node, kind: str) -> None:
+    pod = node.pod()
+    with running_agent(node) as agent:
+        result = cni(node, "ADD", pod, kind, config=L3).ok()
+        assert pod.addresses("eth0") == [result["ips"][0]["address"]]
+        added = {**L3, "prevResult": result}
+        cni(node, "CHECK", pod, kind, config=added).ok()
+        cni(node, "DEL", pod, kind, config=added).ok()
+        cni(node, "DEL", pod, kind, config=added).ok()
+        assert eventually(lambda: nothing_is_left(node, pod))
+        numbers = agent.metrics()
+        assert numbers['cnvnet_calls_total{code="0",command="DEL",plugin="cnv-bridge"}'] == 2
+        assert numbers['cnvnet_call_seconds_count{command="CHECK",plugin="cnv-bridge"}'] == 1
+
+
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_the_caller_sees_what_it_would_see_alone(node: Node, kind: str, tmp_path: Path) -> None:
+    pod = node.pod()
+    plain = tmp_path / "plain"
+    plain.touch()
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("ADD", pod.netns, {"vlan": 5000}),
+        ("ADD", "/nowhere/at/all", {}),
+        ("ADD", str(plain), {}),
+        ("ADD", "/proc/self/ns/mnt", {}),
+        ("ADD", node.netns, {}),
+        ("DEL", node.netns, {}),
+        ("DEL", str(plain), {}),
+        ("CHECK", pod.netns, {}),
+        ("ADD", pod.netns, {"ipam": {"type": "no-such-ipam"}}),
+        ("STATUS", pod.netns, {"cniVersion": "1.1.0"}),
+        ("ADD", pod.netns, {"name": "two words"}),
+    ]
+    with running_agent(node) as agent:
+        for command, netns, keys in calls:
+            through = cni(node, command, netns, kind, config=keys)
+            alone = node.cni(installed("cnv-bridge"), command, {**CONFIG, **keys}, netns)
+            assert _without_paths(through) == _without_paths(alone), (command, netns, keys)
+        assert ran(agent) == len(calls)
+
+
+def _without_paths(outcome: object) -> str:
+    # CNI_PATH is where the launcher is, or the executable.
+    return (
+        str(outcome)
+        .replace(os.path.dirname(launcher("c")), "BIN")
+        .replace(os.path.dirname(installed("cnv-bridge")), "BIN")
+    )
+
+
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_a_caller_of_another_namespace_runs_its_call_itself(node: Node, tmp_path: Path, kind: str) -> None:
+    other = node.pod()
+    elsewhere = Node(other.netns, node.folder, node._undo)  # pyright: ignore[reportPrivateUsage]
+    pod = node.pod()
+    with running_agent(node) as agent:
+        cni(elsewhere, "ADD", pod, kind).ok()
+        assert "br0" in elsewhere.links()
+        assert "br0" not in node.links()
+        cni(elsewhere, "DEL", pod, kind, config={"padding": "x" * (3 << 20)}).ok()
+        assert ran(agent) == 0
+        assert agent.metrics()['cnvnet_agent_requests_total{code="501",kind="unknown"}'] == 2
+
+
+def test_a_caller_with_other_records_runs_its_call_itself(node: Node, tmp_path: Path) -> None:
+    pod = node.pod()
+    with running_agent(node) as agent:
+        env = {"CNVNET_AGENT": str(agent.socket), "CNVNET_RUNDIR": str(tmp_path / "other")}
+        cni(node, "ADD", pod, env=env).ok()
+        assert list((tmp_path / "other/attachments").iterdir())
+        cni(node, "DEL", pod, env=env).ok()
+        assert ran(agent) == 0
+
+
+def test_no_agent_and_no_python_is_error_11(node: Node, tmp_path: Path) -> None:
+    pod = node.pod()
+    alone = without_python(tmp_path)
+    with running_agent(node):
+        node.cni(alone, "ADD", CONFIG, pod, env={"CNVNET_AGENT": "auto"}).ok()
+    error = node.cni(alone, "DEL", CONFIG, pod, env={"CNVNET_AGENT": "auto"}).error()
+    assert error["code"] == 11
+
+
+@pytest.fixture
+def ipam(tmp_path: Path) -> Ipam:
+    made = Ipam(tmp_path)
+    made.hold.touch()
+    return made
+
+
+def test_an_add_whose_caller_is_killed_is_undone_before_the_next_call(node: Node, ipam: Ipam) -> None:
+    pod = node.pod()
+    with running_agent(node) as agent:
+        first = start(node, "ADD", pod, ipam.keys, **ipam.path)
+        assert eventually(lambda: ipam.calls() == ["ADD dummy-0 begin"])
+        first.kill()
+        second = start(node, "ADD", pod, ipam.keys, **ipam.path)
+        ipam.hold.unlink()
+        second.outcome().ok()
+        assert [line for line in ipam.calls() if line.endswith("begin")] == [
+            "ADD dummy-0 begin",
+            "DEL dummy-0 begin",
+            "ADD dummy-0 begin",
+        ]
+        assert eventually(lambda: set(pod.links()) == {"lo", "eth0"})
+        assert "nobody has taken the result" in agent.log()
+        cni(node, "DEL", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
+        assert eventually(lambda: nothing_is_left(node, pod))
+
+
+def test_an_add_that_waits_when_its_caller_is_killed_is_never_run(node: Node, ipam: Ipam) -> None:
+    pod = node.pod()
+    with running_agent(node, "--log-level", "debug") as agent:
+        first = start(node, "ADD", pod, ipam.keys, **ipam.path)
+        assert eventually(lambda: ipam.calls() == ["ADD dummy-0 begin"])
+        second = start(node, "ADD", pod, ipam.keys, **ipam.path)
+        # Whatever it is that it reads by then: the request is at the agent.
+        assert eventually(lambda: Path(f"/proc/{second.process.pid}/wchan").read_text() != "0")
+        second.kill()
+        ipam.hold.unlink()
+        first.outcome().ok()
+        assert eventually(lambda: "was not run" in agent.log() or "a caller hung up" in agent.log())
+        assert len(ipam.calls()) == 2
+
+
+def test_an_agent_that_is_killed_leaves_a_call_to_be_tried_again(node: Node, ipam: Ipam) -> None:
+    pod = node.pod()
+    with running_agent(node) as agent:
+        for retry in ("alone", "agent"):
+            call = start(node, "ADD", pod, ipam.keys, **ipam.path)
+            assert eventually(lambda: ipam.calls()[-1:] == ["ADD dummy-0 begin"])
+            agent.kill()
+            error = call.outcome().error()
+            assert (error["code"], "was lost" in error["msg"]) == (11, True)
+            ipam.hold.unlink()
+            if retry == "agent":
+                agent.start()
+            cni(node, "ADD", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
+            assert set(pod.links()) == {"lo", "eth0"}
+            cni(node, "DEL", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
+            assert eventually(lambda: nothing_is_left(node, pod))
+            if retry == "alone":
+                ipam.hold.touch()
+                agent.start()
+
+
+def test_calls_of_one_attachment_take_turns(node: Node, tmp_path: Path) -> None:
+    ipam = Ipam(tmp_path)
+    pods = [node.pod() for _ in range(3)]
+    with running_agent(node):
+        started = [
+            start(node, command, pod, ipam.keys, CNI_CONTAINERID=f"c{number}", **ipam.path)
+            for _ in range(6)
+            for command in ("ADD", "DEL")
+            for number, pod in enumerate(pods)
+        ]
+        # They come in any order: an ADD may find the port of the one before it.
+        codes = {each.outcome().code for each in started}
+        assert codes <= {0, 1}
+        for number, pod in enumerate(pods):
+            env = {"CNI_CONTAINERID": f"c{number}", **ipam.path}
+            start(node, "DEL", pod, ipam.keys, **env).outcome().ok()
+            events = [line.split()[2] for line in ipam.calls() if line.split()[1] == f"c{number}"]
+            assert events == ["begin", "end"] * (len(events) // 2)
+        assert all(eventually(partial(nothing_is_left, node, pod)) for pod in pods)
+
+
+def test_sigterm_lets_running_calls_end_and_sends_the_others_home(node: Node, ipam: Ipam) -> None:
+    pods = [node.pod() for _ in range(2)]
+    with running_agent(node, "--log-level", "debug") as agent:
+        running = start(node, "ADD", pods[0], ipam.keys, **ipam.path)
+        assert eventually(lambda: ipam.calls() == ["ADD dummy-0 begin"])
+        waiting = start(node, "DEL", pods[0], ipam.keys, **ipam.path)
+        assert eventually(lambda: Path(f"/proc/{waiting.process.pid}/wchan").read_text() != "0")
+        agent.process.terminate()
+        assert eventually(lambda: not agent.socket.exists())
+        # Whoever comes now finds nobody, and needs nobody.
+        start(node, "ADD", pods[1], {}, CNI_CONTAINERID="late").outcome().ok()
+        assert running.process.poll() is None
+        ipam.hold.unlink()
+        running.outcome().ok()
+        waiting.outcome().ok()
+        assert agent.process.wait(60) == 0
+    start(node, "DEL", pods[1], {}, CNI_CONTAINERID="late").outcome().ok()
+    assert nothing_is_left(node, pods[0])
+    assert nothing_is_left(node, pods[1])
+
+
+def test_what_is_no_call_is_refused_and_not_run(node: Node) -> None:
+    pod = node.pod()
+    with running_agent(node) as agent:
+        wire = Wire(node)
+        try:
+            assert wire.call("bandwidth", CONFIG, pod.netns, CNI_COMMAND="ADD") is None
+            version = wire.call("masquerade", {}, pod.netns, CNI_COMMAND="VERSION")
+            assert version is not None
+            assert "1.1.0" in json.loads(version.stdout)["supportedVersions"]
+        finally:
+            wire.close()
+        for broken in ({"env": 1}, {"stdin": "%"}, {"fds": ["netns"]}, {"fds": ["root", "mnt"]}):
+            request: dict[str, Any] = {"v": 1, "argv0": "cnv-bridge", "fds": [], "env": {}, "stdin": ""}
+            assert agent.ask(**{**request, **broken})["error"]["code"] == 6, broken
+        assert ran(agent) == 1
+
+
+def test_guests_are_served_by_the_agent_that_runs_the_call(lab: Lab) -> None:
+    with running_agent(lab.node) as agent:
+        pod = lab.pod()
+        config: dict[str, Any] = {"type": "masquerade", "name": "masq", "guestServices": {}}
+        cni(lab.node, "ADD", pod, config=config, ifname="net1").ok()
+        assert agent.serves() == 1
+        cni(lab.node, "CHECK", pod, config=config, ifname="net1").ok()
+        cni(lab.node, "DEL", pod, config=config, ifname="net1").ok()
+        assert agent.serves() == 0
+        assert ran(agent) == 3

@@ -1,0 +1,167 @@
+"""Many calls at once: none is lost, none acts in the wrong place, and a stuck one holds up no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnvnet.kernel.stack import LinuxKernel
+from tests.functional.agent.calls import CONFIG, Ipam, Wire, start
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.harness import Node
+
+THREADS = 16
+CALLS = 10_000
+
+
+@pytest.fixture
+def wire(node: Node) -> Iterator[Wire]:
+    made = Wire(node)
+    yield made
+    made.close()
+
+
+def resident_kilobytes(agent: RunningAgent) -> int:
+    for line in Path(f"/proc/{agent.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+class Attachment:
+    """An interface in a namespace of its own, whose name tells whose it is."""
+
+    def __init__(self, wire: Wire, netns: str, number: int) -> None:
+        self._wire = wire
+        self._netns = netns
+        self._env = {"CNI_CONTAINERID": f"c{number}", "CNI_IFNAME": f"if{number}", "CNI_PATH": "/nowhere"}
+        self._number = number
+        self._added: dict[str, Any] | None = None
+
+    def step(self) -> None:
+        """One call, and a look at the namespace: it has this interface, as the result says, and no other."""
+        command = "ADD" if self._added is None else random.choice(("CHECK", "DEL"))
+        config = {**CONFIG, "macspoofchk": self._number % 2 == 0, "prevResult": self._added}
+        response = self._wire.call("cnv-bridge", config, self._netns, CNI_COMMAND=command, **self._env)
+        assert response is not None
+        assert (response.exit, response.stderr) == (0, b""), response
+        if command == "ADD":
+            self._added = json.loads(response.stdout)
+        elif command == "DEL":
+            self._added = None
+        assert self._seen() == self._expected()
+
+    def _expected(self) -> dict[str, str]:
+        interfaces: list[dict[str, str]] = self._added["interfaces"] if self._added is not None else []
+        return {each["name"]: each["mac"] for each in interfaces if each.get("sandbox")}
+
+    def _seen(self) -> dict[str, str]:
+        kernel = LinuxKernel()
+        with kernel.netns(self._netns) as netns, kernel.stack(netns) as stack:
+            return {link.name: link.mac for link in stack.links() if link.name != "lo"}
+
+
+def test_no_call_ever_acts_in_anothers_namespace(node: Node, wire: Wire) -> None:
+    with running_agent(node) as agent:
+        pods = [node.pod() for _ in range(THREADS)]
+        # The one of each thread, and one that all of them have: calls of one namespace by many workers.
+        attachments = [Attachment(wire, pod.netns, number) for number, pod in enumerate(pods)]
+
+        def work(attachment: Attachment) -> None:
+            for _ in range(CALLS // THREADS):
+                attachment.step()
+
+        descriptors = len(os.listdir(f"/proc/{agent.pid}/fd"))
+        with ThreadPoolExecutor(THREADS) as threads:
+            for done in [threads.submit(work, each) for each in attachments]:
+                done.result()
+        numbers = agent.metrics()
+        calls = sum(v for name, v in numbers.items() if name.startswith("cnvnet_calls_total"))
+        assert calls == CALLS // THREADS * THREADS
+        # Sockets to the host's nftables are kept, one for each worker at most.
+        assert len(os.listdir(f"/proc/{agent.pid}/fd")) <= descriptors + THREADS
+        assert resident_kilobytes(agent) < 100_000
+        assert not [event for event in agent.events() if event["level"] == "error"]
+
+
+def test_two_hundred_at_once_wait_and_none_is_lost(node: Node, tmp_path: Path) -> None:
+    pods = [node.pod() for _ in range(8)]
+    with running_agent(node) as agent:
+        started = [
+            start(node, "ADD", pods[n % 8], {}, CNI_CONTAINERID=f"c{n}", CNI_IFNAME=f"if{n}")
+            for n in range(200)
+        ]
+        for each in started:
+            each.outcome().ok()
+        assert [len(pod.links()) for pod in pods] == [26] * 8
+        started = [
+            start(node, "DEL", pods[n % 8], {}, CNI_CONTAINERID=f"c{n}", CNI_IFNAME=f"if{n}")
+            for n in range(200)
+        ]
+        for each in started:
+            each.outcome().ok()
+        assert eventually(lambda: all(set(pod.links()) == {"lo"} for pod in pods))
+        assert agent.metrics()['cnvnet_calls_total{code="0",command="ADD",plugin="cnv-bridge"}'] == 200
+        assert resident_kilobytes(agent) < 100_000
+
+
+def test_a_stuck_address_manager_holds_up_its_own_network_only(node: Node, tmp_path: Path) -> None:
+    stuck = Ipam(tmp_path, "stuck-ipam")
+    stuck.hold.touch()
+    pod, other = node.pod(), node.pod()
+    with running_agent(node) as agent:
+        waiting = [
+            start(
+                node,
+                "ADD",
+                pod,
+                {**stuck.keys, "name": f"stuck{n % 2}"},
+                CNI_CONTAINERID=f"s{n}",
+                CNI_IFNAME=f"if{n}",
+                **stuck.path,
+            )
+            for n in range(30)
+        ]
+        # Six places for each of the two networks.
+        assert eventually(lambda: len(stuck.calls()) == 12)
+        for n in range(10):
+            for command in ("ADD", "DEL"):
+                start(node, command, other, {}, CNI_CONTAINERID=f"o{n}").outcome().ok()
+        assert agent.ask(status=True)["ok"]
+        assert len(stuck.calls()) == 12
+        stuck.hold.unlink()
+        codes = [each.outcome().code for each in waiting]
+        assert codes == [0] * 30
+        assert len(pod.links()) == 31
+
+
+def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node, tmp_path: Path) -> None:
+    stuck = Ipam(tmp_path, "stuck-ipam")
+    stuck.hold.touch()
+    pod = node.pod()
+    with running_agent(node) as agent:
+        waiting = [
+            start(
+                node,
+                "ADD",
+                pod,
+                {**stuck.keys, "name": f"stuck{n % 4}"},
+                CNI_CONTAINERID=f"s{n}",
+                CNI_IFNAME=f"if{n}",
+                **stuck.path,
+            )
+            for n in range(40)
+        ]
+        assert eventually(lambda: len(stuck.calls()) == 16)
+        assert agent.ask(status=True)["ok"]
+        assert agent.ask(guest="forget", record="masquerade-0.json")["ok"]
+        start(node, "VERSION", pod, {}).outcome().ok()
+        stuck.hold.unlink()
+        assert [each.outcome().code for each in waiting] == [0] * 40
