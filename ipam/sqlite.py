@@ -212,6 +212,7 @@ class Sqlite:
         import sqlite3
 
         if self._connection is not None and self._identity == _identity(self.name):
+            _schema(self._connection, self.name)  # a newer program may have been here since the last call
             return self._connection
         self.close()
         try:
