@@ -22,7 +22,9 @@ from cnvnet.guest.wishes import Wishes
 from cnvnet.kernel import tap
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Kernel, Stack
+from cnvnet.vm import traces
 from cnvnet.vm.pod import Pod
+from cnvnet.vm.sysctls import Change
 from cnvnet.vm.tap_options import TapOptions
 
 
@@ -39,7 +41,10 @@ C = TypeVar("C", bound=Configured)
 
 
 class Call(NamedTuple, Generic[C]):
-    """An ADD or a CHECK whose configuration is sound, in the pod's namespace, with its record locked."""
+    """An ADD or a CHECK whose configuration is sound, in the pod's namespace, with its record locked.
+
+    An ADD has the namespace for itself. `others` are the sysctls that the pod's other bindings have set.
+    """
 
     key: Key
     request: Request
@@ -47,6 +52,7 @@ class Call(NamedTuple, Generic[C]):
     result: Result | None
     pod: Pod
     env: Mapping[str, str]
+    others: tuple[Change, ...] = ()
 
 
 class Binding(Generic[C]):
@@ -73,8 +79,11 @@ class Binding(Generic[C]):
         """Raises CNIError 100 for what is not as ADD left it."""
         raise NotImplementedError
 
-    def _detach(self, key: Key, record: Record | None, netns: Netns, pod: Stack) -> None:
-        """Takes away whatever is there, all of it even if some of it cannot be; then raises."""
+    def _detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
+        """Takes away whatever is there, all of it even if some of it cannot be; then raises.
+
+        Sysctls that `others` have set as well stay as they are.
+        """
         raise NotImplementedError
 
     def _standing(self, record: Record, pod: Stack) -> str:
@@ -91,8 +100,10 @@ class Binding(Generic[C]):
         key = self._key(request)
         with self._attachments.locked(key) as slot, ExitStack() as opened:
             pod = self._pod(opened, request.netns)
+            sandbox.lock(self._kernel, pod.netns)
             self._repair(key, slot, pod)
-            return self._attach(Call(key, request, config, result, pod, self._env), slot)
+            others = self._others(key, pod)
+            return self._attach(Call(key, request, config, result, pod, self._env, others), slot)
 
     def delete(self, request: Request) -> None:
         self._delete(self._key(request), request.netns)
@@ -145,7 +156,8 @@ class Binding(Generic[C]):
             link = self._standing(record, pod.stack)
             if link:
                 raise InvalidConfig(f"{key.ifname} of container {key.container_id} has {link} already")
-        self._remove(key, record, pod.netns.path)
+        provider.forget(self._env, key)
+        self._clear(key, record, pod)
         slot.remove()
 
     def _delete(self, key: Key, path: str) -> None:
@@ -164,12 +176,27 @@ class Binding(Generic[C]):
             except OSError as e:
                 say(f"netns {path}: {e}")  # a file where it was: nothing of ours is in it
                 return
-            if netns is None or netns.inode == self._kernel.own():
-                return
-            if record is not None and not _is_of(record, netns):
-                return
-            stack = opened.enter_context(self._kernel.stack(netns))
-            self._detach(key, record, netns, stack)
+            if netns is not None:
+                sandbox.lock(self._kernel, netns)
+                self._clear(
+                    key, record, Pod(self._kernel, netns, opened.enter_context(self._kernel.stack(netns)))
+                )
+
+    def _clear(self, key: Key, record: Record | None, pod: Pod) -> None:
+        if pod.netns.inode == self._kernel.own() or (record is not None and not _is_of(record, pod.netns)):
+            return
+        self._detach(key, record, pod, self._others(key, pod))
+
+    def _others(self, key: Key, pod: Pod) -> tuple[Change, ...]:
+        """The sysctls of the namespace that other bindings need as they are, with what they were before."""
+        plugins = traces.other_plugins(pod.stack, key)
+        return tuple(
+            change
+            for plugin in plugins
+            for record in self._attachments.records(plugin)
+            if record.key != key and _is_of(record, pod.netns)
+            for change in traces.changes(record.undo, "sysctls")
+        )
 
 
 def _is_of(record: Record, netns: Netns) -> bool:

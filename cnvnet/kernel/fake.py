@@ -112,6 +112,9 @@ class FakeKernel:
         inode = self._namespaces[path].inode
         yield Netns(path, inode, inode)  # descriptors are only numbers here
 
+    def lock(self, netns: Netns, wait_seconds: float) -> None:
+        pass  # one call at a time
+
     def own(self) -> int:
         return self.host.inode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from _thread import get_ident
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -63,6 +64,24 @@ def opened(path: str) -> Generator[Netns]:
         yield _checked(path, fd)
     finally:
         os.close(fd)
+
+
+def lock(netns: Netns, wait_seconds: float) -> None:
+    """Nobody else who asks has this namespace for himself from now on, as long as it is open here.
+
+    Raises TimeoutError. The lock is on the namespace and not on a file of ours, which nobody would remove.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(netns.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"{netns.path}: others have been at work in it for too long"
+                ) from None
+        time.sleep(0.01)
 
 
 def own_inode() -> int:

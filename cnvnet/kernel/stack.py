@@ -25,7 +25,7 @@ from cnvnet.kernel.links import (
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.netlink import Message, NetlinkError, Socket
-from cnvnet.kernel.netns import Netns
+from cnvnet.kernel.netns import Netns, lock
 from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.tap import CreateTap
@@ -131,9 +131,10 @@ class Kernel(Protocol):
     """The way in: stack and nftables of the namespace the call runs in (None) or of another; closed on exit.
 
     `netns` opens the namespace at a path and raises FileNotFoundError when there is none, NotANamespace
-    (an OSError, cnvnet.kernel.netns) when the path is something else. `own` is the inode of the call's own
-    namespace. `reaper` deletes what is retired (cnvnet.kernel.retired); None in a program that ends with its
-    call, which deletes at once.
+    (an OSError, cnvnet.kernel.netns) when the path is something else. `lock` waits until nobody else has a
+    namespace for himself, and has it until that is closed; TimeoutError. `own` is the inode of the call's
+    own namespace. `reaper` deletes what is retired (cnvnet.kernel.retired); None in a program that ends with
+    its call, which deletes at once.
     """
 
     @property
@@ -141,6 +142,7 @@ class Kernel(Protocol):
     def stack(self, netns: Netns | None = None) -> AbstractContextManager[Stack]: ...
     def nft(self, netns: Netns | None = None) -> AbstractContextManager[Nft]: ...
     def netns(self, path: str) -> AbstractContextManager[Netns]: ...
+    def lock(self, netns: Netns, wait_seconds: float) -> None: ...
     def own(self) -> int: ...
 
 
@@ -283,6 +285,9 @@ class LinuxKernel:
 
     def netns(self, path: str) -> AbstractContextManager[Netns]:
         return netns.opened(path)
+
+    def lock(self, netns: Netns, wait_seconds: float) -> None:
+        lock(netns, wait_seconds)
 
     def own(self) -> int:
         return netns.own_inode()

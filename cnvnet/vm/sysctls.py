@@ -37,15 +37,27 @@ def apply(stack: Stack, settings: Iterable[Setting]) -> None:
                 raise
 
 
-def changes(stack: Stack, settings: Iterable[Setting]) -> tuple[Change, ...]:
-    """What setting them will change, in their order: to be written down before it is done."""
+def changes(stack: Stack, settings: Iterable[Setting], others: Iterable[Change] = ()) -> tuple[Change, ...]:
+    """What setting them will change, in their order: to be written down before it is done.
+
+    What `others` have changed to the same value already counts as well: the last one puts it back.
+    """
+    theirs = {change.key: change for change in others}
     found: list[Change] = []
     for setting in settings:
         before = stack.sysctls.get(setting.key)
         if before is not None and before != setting.value:
             found += _side_effects(stack, setting.key)
             found.append(Change(setting.key, before, setting.value))
+        elif setting.key in theirs and theirs[setting.key].value == setting.value:
+            found.append(theirs[setting.key])
     return tuple(found)
+
+
+def unshared(changed: Iterable[Change], others: Iterable[Change]) -> tuple[Change, ...]:
+    """Those that nobody else needs as they are."""
+    theirs = {change.key for change in others}
+    return tuple(change for change in changed if change.key not in theirs)
 
 
 def restore(stack: Stack, changed: Iterable[Change]) -> None:

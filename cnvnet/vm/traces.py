@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from cnvnet.attachments import Key
 from cnvnet.kernel.links import DeleteLink, Link
 from cnvnet.kernel.stack import KernelError, Reader, Stack
 from cnvnet.vm.sysctls import Change
+
+# Whose links bear such aliases.
+BINDINGS: Final = ("masquerade", "vm-bridge")
 
 
 def alias(key: Key) -> str:
@@ -22,6 +25,13 @@ def alias(key: Key) -> str:
 def marked(pod: Reader, key: Key) -> list[Link]:
     """The links that bear an attachment's alias."""
     return [link for link in pod.links() if link.alias == alias(key)]
+
+
+def other_plugins(pod: Reader, key: Key) -> list[str]:
+    """The bindings that have links in this pod beside those of the attachment."""
+    mine = alias(key)
+    found = {link.alias.rpartition("-")[0] for link in pod.links() if link.alias != mine}
+    return sorted(found & set(BINDINGS))
 
 
 def delete_tap(pod: Stack, name: str) -> None:

@@ -57,7 +57,7 @@ class Addition:
             bridge=wanted.names.bridge,
             tap=wanted.names.tap,
             tables=wanted.tables,
-            sysctls=sysctls.changes(stack, wanted.global_),
+            sysctls=sysctls.changes(stack, wanted.global_, self._call.others),
         )
         record = Record(key, request.netns, netns.inode, boot_id(), ADDING, left.to_json())
         with Undo() as undo:
@@ -108,7 +108,8 @@ class Addition:
         """Last of all: until then nothing gets through the pod."""
         pod = self._pod.stack
         before = plan.default_routes(pod.routes())
-        undo.push("sysctls", sysctls.restore, pod, left.sysctls)
+        mine = sysctls.unshared(left.sysctls, self._call.others)
+        undo.push("sysctls", sysctls.restore, pod, mine)
         sysctls.apply(pod, wanted.global_)
         lost = plan.lost_routes(before, plan.default_routes(pod.routes())) if before else ()
         if lost:

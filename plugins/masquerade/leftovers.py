@@ -14,6 +14,7 @@ from cnvnet.plugins.masquerade import ruleset
 from cnvnet.plugins.masquerade.plan import BRIDGE_MAC
 from cnvnet.vm import ruleset as vm_ruleset
 from cnvnet.vm import sysctls, traces
+from cnvnet.vm.pod import Pod
 from cnvnet.vm.sysctls import Change
 
 _FAMILIES: Final = ("ip", "ip6")
@@ -49,13 +50,14 @@ def find(pod: Stack, key: Key) -> Leftovers:
     return Leftovers(bridge, tap, _FAMILIES if mine else ())
 
 
-def remove(kernel: Kernel, netns: Netns, pod: Stack, left: Leftovers) -> list[CNIError | OSError]:
+def remove(pod: Pod, left: Leftovers) -> list[CNIError | OSError]:
     """Takes all of it away, whatever of it is there. The guards go after what they guard."""
+    kernel, netns, stack = pod
     tries = Attempts()
-    tries.attempt(left.tap, traces.delete_tap, pod, left.tap)
-    tries.attempt(left.bridge, delete_bridge, pod, left.bridge)
+    tries.attempt(left.tap, traces.delete_tap, stack, left.tap)
+    tries.attempt(left.bridge, delete_bridge, stack, left.bridge)
     tries.attempt("nftables", delete_tables, kernel, netns, left.tables)
-    tries.attempt("sysctls", sysctls.restore, pod, left.sysctls)
+    tries.attempt("sysctls", sysctls.restore, stack, left.sysctls)
     return tries.errors
 
 

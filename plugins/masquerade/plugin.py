@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from cnvnet.attachments import AttachmentFiles, Key, Record, Slot, rundir
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import LinuxKernel, Stack
 from cnvnet.plugins.binding import Binding, Call
 from cnvnet.plugins.masquerade import leftovers
 from cnvnet.plugins.masquerade.addition import Addition
 from cnvnet.plugins.masquerade.config import Config
 from cnvnet.plugins.masquerade.leftovers import Leftovers
+from cnvnet.vm import sysctls
+from cnvnet.vm.pod import Pod
+from cnvnet.vm.sysctls import Change
 
 
 class Masquerade(Binding[Config]):
@@ -36,9 +38,10 @@ class Masquerade(Binding[Config]):
         bridge = Leftovers.parse(record.undo).bridge
         return bridge if pod.link(bridge) is not None else ""
 
-    def _detach(self, key: Key, record: Record | None, netns: Netns, pod: Stack) -> None:
-        left = leftovers.find(pod, key) if record is None else Leftovers.parse(record.undo)
-        errors = leftovers.remove(self._kernel, netns, pod, left)
+    def _detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
+        left = leftovers.find(pod.stack, key) if record is None else Leftovers.parse(record.undo)
+        left = left._replace(sysctls=sysctls.unshared(left.sysctls, others))
+        errors = leftovers.remove(pod, left)
         if errors:
             raise errors[0]
 

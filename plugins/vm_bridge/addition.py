@@ -44,7 +44,7 @@ class Addition:
         plan.ensure_free(names.of(link.name), stack.links())
         was = original.observe(stack, link)
         wanted = self._plan(was)
-        left = Leftovers(was, sysctls.changes(stack, plan.GLOBAL))
+        left = Leftovers(was, sysctls.changes(stack, plan.GLOBAL, call.others))
         record = Record(call.key, call.request.netns, netns.inode, boot_id(), ADDING, left.to_json())
         with Undo() as undo:
             undo.finally_("record", slot.remove)
@@ -73,7 +73,8 @@ class Addition:
         )
 
     def _restore(self, left: Leftovers) -> None:
-        errors = leftovers.remove(self._pod.kernel, self._pod.netns, self._pod.stack, left)
+        mine = sysctls.unshared(left.sysctls, self._call.others)
+        errors = leftovers.remove(self._pod, left._replace(sysctls=mine))
         if errors:
             raise errors[0]
 

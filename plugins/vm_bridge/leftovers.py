@@ -12,15 +12,15 @@ from cnvnet.cni.errors import CNIError
 from cnvnet.kernel.addresses import RestoreAddress
 from cnvnet.kernel.links import ChangeLink, Link
 from cnvnet.kernel.neighbours import AddNeighbour
-from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.routes import AddRoute
-from cnvnet.kernel.stack import Kernel, KernelError, Operation, Stack
+from cnvnet.kernel.stack import KernelError, Operation, Stack
 from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.original import Original
 from cnvnet.vm import names as all_names
 from cnvnet.vm import ruleset as vm_ruleset
 from cnvnet.vm import sysctls, traces
 from cnvnet.vm.names import Names
+from cnvnet.vm.pod import Pod
 from cnvnet.vm.sysctls import Change
 
 # What stands in for the pod's interface: a dummy, or a bridge where the kernel has none.
@@ -78,26 +78,27 @@ def find(pod: Stack, key: Key) -> Leftovers:
     return Leftovers(was)
 
 
-def remove(kernel: Kernel, netns: Netns, pod: Stack, left: Leftovers) -> list[CNIError | OSError]:
+def remove(pod: Pod, left: Leftovers) -> list[CNIError | OSError]:
     """Puts everything back that is there, from whatever state. The table goes after what it keeps apart."""
+    kernel, netns, stack = pod
     tries = Attempts()
     was, called = left.was, left.names
     if was is None or called is None:
         return []
-    tries.attempt(called.tap, traces.delete_tap, pod, called.tap)
-    tries.attempt(called.bridge, traces.delete_bridge, pod, called.bridge, plan.wire_mac(was.mac))
-    tries.attempt(called.pod, _delete_stand_in, pod, was)
-    tries.attempt("sysctls", sysctls.restore, pod, left.sysctls)
+    tries.attempt(called.tap, traces.delete_tap, stack, called.tap)
+    tries.attempt(called.bridge, traces.delete_bridge, stack, called.bridge, plan.wire_mac(was.mac))
+    tries.attempt(called.pod, _delete_stand_in, stack, was)
+    tries.attempt("sysctls", sysctls.restore, stack, left.sysctls)
     tries.attempt("nftables", vm_ruleset.delete, kernel, netns, (ruleset.table(called),))
-    link = pod.link(was.ifindex) if was.ifindex else None
+    link = stack.link(was.ifindex) if was.ifindex else None
     # It may have gone before us, with its own plugin's DEL.
     if link is None or link.name not in (called.pod, called.nic):
         return tries.errors
     if left.mislaid and link.kind == "veth":
-        tries.attempt(link.name, traces.delete, pod, link)
+        tries.attempt(link.name, traces.delete, stack, link)
     else:
-        tries.attempt(link.name, _give_back, pod, link, was)
-        _refill(tries, pod, was)
+        tries.attempt(link.name, _give_back, stack, link, was)
+        _refill(tries, stack, was)
     return tries.errors
 
 

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record, Slot, rundir
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import LinuxKernel, Stack
 from cnvnet.plugins.binding import Binding, Call
 from cnvnet.plugins.vm_bridge import leftovers
 from cnvnet.plugins.vm_bridge.addition import Addition
 from cnvnet.plugins.vm_bridge.config import Config
 from cnvnet.plugins.vm_bridge.leftovers import Leftovers
+from cnvnet.vm import sysctls
+from cnvnet.vm.pod import Pod
+from cnvnet.vm.sysctls import Change
 
 
 class VMBridge(Binding[Config]):
@@ -36,11 +38,12 @@ class VMBridge(Binding[Config]):
         called = Leftovers.parse(record.undo).names
         return called.bridge if called is not None and pod.link(called.bridge) is not None else ""
 
-    def _detach(self, key: Key, record: Record | None, netns: Netns, pod: Stack) -> None:
-        left = leftovers.find(pod, key) if record is None else Leftovers.parse(record.undo)
+    def _detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
+        left = leftovers.find(pod.stack, key) if record is None else Leftovers.parse(record.undo)
         if record is not None and record.state == ADDED and left.was is not None:
-            left = left._replace(mislaid=not leftovers.has_stand_in(pod, left.was))
-        errors = leftovers.remove(self._kernel, netns, pod, left)
+            left = left._replace(mislaid=not leftovers.has_stand_in(pod.stack, left.was))
+        left = left._replace(sysctls=sysctls.unshared(left.sysctls, others))
+        errors = leftovers.remove(pod, left)
         if errors:
             raise errors[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.functional.bridge.test_cnitool import Cnitool
 from tests.functional.masquerade.test_calls import lower
 from tests.functional.vm_bridge.lab import LAN_MAC, POD_MAC, PORT, Lab, changed, difference, settle, snapshot
-from tests.harness import VERSIONS, Node
+from tests.harness import VERSIONS, Node, Outcome
 
 HASHED = "pod16477688c0e"
 BLUE = {"args": {"cni": {"logicNetworkName": "blue"}}}
@@ -222,6 +223,44 @@ def test_what_is_bound_already_is_refused(lab: Lab) -> None:
         in lab.node.cni("masquerade", "ADD", config, lab.pod, ifname="net9").error()["msg"]
     )
     lab.pod.cni("CHECK").ok()
+
+
+@pytest.mark.parametrize("other", ["vm-bridge", "masquerade"])
+def test_of_several_adds_at_once_one_succeeds_and_stays(lab: Lab, other: str) -> None:
+    lab.network()
+    settle(lab)
+    before = snapshot(lab.pod)
+    calls = [("vm-bridge", "net1"), ("vm-bridge", "net2"), (other, "net3"), (other, "net4")]
+
+    def call(command: str, plugin: str, ifname: str) -> Outcome:
+        config = {"cniVersion": "1.1.0", "name": "wire", "type": plugin}
+        return lab.node.cni(plugin, command, config, lab.pod, ifname=ifname, container_id="c1")
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        outcomes = list(threads.map(lambda which: call("ADD", *which), calls))
+    (winner,) = (which for which, outcome in zip(calls, outcomes, strict=True) if outcome.code == 0)
+    assert {outcome.error()["code"] for outcome in outcomes if outcome.code} == {7}
+    call("CHECK", *winner).ok()
+    for which in calls:
+        call("DEL", *which).ok()
+    assert difference(lab.pod, before) == ""
+
+
+@pytest.mark.parametrize("first", ["net1", "net2"])
+def test_what_bridges_hand_to_iptables_stays_off_until_the_last_is_gone(lab: Lab, first: str) -> None:
+    lab.network()
+    lab.pod.run("ip", "link", "add", HASHED, "type", "veth", "peer", "name", "far")
+    key = "net.bridge.bridge-nf-call-iptables"
+    if lab.pod.run("sysctl", "-qw", f"{key}=1", check=False).returncode:
+        pytest.skip("this kernel has no br_netfilter")
+    networks: dict[str, dict[str, Any]] = {"net1": {}, "net2": BLUE}
+    for ifname, keys in networks.items():
+        lab.pod.cni("ADD", ifname, **keys).ok()
+    lab.pod.cni("DEL", first, **networks.pop(first)).ok()
+    ((last, keys),) = networks.items()
+    lab.pod.cni("CHECK", last, **keys).ok()
+    lab.pod.cni("DEL", last, **keys).ok()
+    assert lab.pod.run("sysctl", "-n", key).stdout == "1\n"
 
 
 def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:

@@ -51,6 +51,18 @@ def test_what_is_as_wanted_already_is_nobodys_to_put_back(stack: Stack) -> None:
     assert sysctls.changes(stack, WANTED) == ()
 
 
+def test_the_last_who_needs_it_puts_it_back(stack: Stack) -> None:
+    stack.sysctls.set(REDIRECTS, "1")
+    first = sysctls.changes(stack, WANTED)
+    sysctls.apply(stack, WANTED)
+    second = sysctls.changes(stack, WANTED[:1], first)
+    assert second == (Change(REDIRECTS, "1", "0"),)
+    sysctls.restore(stack, sysctls.unshared(first, second))
+    assert (stack.sysctls.get(REDIRECTS), stack.sysctls.get(IPV4_FORWARDING)) == ("0", "0")
+    sysctls.restore(stack, sysctls.unshared(second, ()))
+    assert stack.sysctls.get(REDIRECTS) == "1"
+
+
 def test_what_somebody_has_set_since_stays(stack: Stack) -> None:
     changed = sysctls.changes(stack, WANTED)
     sysctls.apply(stack, WANTED)
