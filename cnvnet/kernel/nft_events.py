@@ -64,12 +64,12 @@ class Losses:
                     raise
                 found = True
                 continue
-            if any(table in data for table in self._tables):
-                self._deleted = self._deleted or any(map(self._is_deletion, _messages(data)))
-            elif self._deleted and _kind(data) == _NEWGEN:
-                # A transaction's end, which tells whose it was, comes after all the rest and by itself.
-                found = found or not self._is_trusted(data)
+            # A transaction's end, which tells whose it was, comes after all the rest and by itself.
+            if _kind(data) == _NEWGEN:
+                found = found or (self._deleted and not self._is_trusted(data))
                 self._deleted = False
+            elif not self._deleted and any(table in data for table in self._tables):
+                self._deleted = any(map(self._is_deletion, _messages(data)))
 
     def _is_deletion(self, message: bytes) -> bool:
         name = text(attributes(message, wire.BODY).get(_TABLE, b"")).encode() + b"\0"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,18 @@ from cnvnet.kernel.nft import open_nft
 from cnvnet.plugins.cnv_bridge import guards
 from cnvnet.plugins.cnv_bridge.guards import Guards
 from tests.functional.datapath.frames import HONEST, LYING, MAC, STACKED, Case, tagged
-from tests.functional.datapath.lab import ALL, Lab, bare_lab, frame_mac, installed_lab
+from tests.functional.datapath.lab import (
+    ALL,
+    SENTINEL,
+    Lab,
+    bare_lab,
+    frame_mac,
+    installed_lab,
+    packet_socket,
+)
+
+# include/uapi/asm-generic/socket.h: as much as one likes
+SO_RCVBUFFORCE = 33
 
 
 def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
@@ -162,3 +177,47 @@ def test_a_flushed_table_loaded_again_knows_its_ports(tmp_path: Path) -> None:
             assert not guards.loaded(nft)
             guards.ensure(nft)
         assert lab.verdict(lie) == "spoofed_ipv4"
+
+
+def test_no_lie_passes_and_no_honest_frame_is_lost_while_newer_versions_come(tmp_path: Path) -> None:
+    """Frames as fast as they go; each version's chain takes the next priority, as guards.py asks for."""
+    with bare_lab(tmp_path, ALL) as lab:
+        lie, honest = (frame(lab, case) for case in (NAMED["mac"], HONEST[0]))
+        over = threading.Event()
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            with closing(packet_socket(lab.pod)) as mouth:
+                while not over.is_set():
+                    mouth.send(lie)
+                    mouth.send(honest)
+                    sent += 1
+
+        lab.passes(honest)
+        ear = packet_socket(lab.ear)
+        ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
+        heard: Counter[bytes] = Counter()
+
+        def hear() -> None:
+            while (received := ear.recv(4000))[12:] != SENTINEL:
+                heard[received] += 1
+
+        threads = [threading.Thread(target=target) for target in (send, hear)]
+        for thread in threads:
+            thread.start()
+        with netns.opened(lab.host.netns) as inside, open_nft(inside) as nft:
+            for number in range(2, 22):
+                chain = f"guard_v{number}"
+                newer = guards.TEXT.replace("guard_v1", chain)
+                newer = newer.replace("prerouting priority -310", f"prerouting priority {number - 311}")
+                nft.ensure(guards.FAMILY, guards.TABLE, chain, newer)
+                assert nft.chain(guards.FAMILY, guards.TABLE, f"guard_v{number - 1}") is None
+        over.set()
+        threads[0].join()
+        with closing(packet_socket(lab.pod)) as mouth:
+            mouth.send(b"\xff" * 6 + frame_mac(lab.guest.mac) + SENTINEL)
+        threads[1].join()
+        ear.close()
+        assert heard[lie] == 0
+        assert heard[honest] == sent

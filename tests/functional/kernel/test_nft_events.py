@@ -1,0 +1,130 @@
+"""Who deletes what of our tables is heard, and nothing else is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from cnvnet.kernel import netns
+from cnvnet.kernel.nft import Element, Nft, open_nft
+from cnvnet.kernel.nft_events import Losses
+from tests.functional.kernel.test_nft import TEXT, mac, port
+from tests.harness import Sandbox, namespace
+
+
+class Ours:
+    """A namespace with the table, its Losses, and others who do something there."""
+
+    def __init__(self, host: Sandbox, nft: Nft, losses: Losses) -> None:
+        self.host = host
+        self.nft = nft
+        self.losses = losses
+
+    def is_heard(self, script: str, *within: str) -> bool:
+        """Whether what nft does there is a loss."""
+        self.host.run(*within, "nft", "-f", "-", input=script)
+        return self.losses.take()
+
+
+@pytest.fixture
+def ours() -> Iterator[Ours]:
+    with namespace() as path, netns.opened(path) as inside, open_nft(inside) as nft:
+        with netns.entered(inside):
+            losses = Losses(["t"], ["trusted"])
+        nft.ensure("bridge", "t", "guard_v1", TEXT)
+        nft.change(add=[mac("veth1"), port("veth1")])
+        yield Ours(Sandbox(path), nft, losses)
+        losses.close()
+
+
+DELETIONS = [
+    "flush ruleset",
+    "delete table bridge t",
+    "flush table bridge t",
+    "flush chain bridge t more",
+    "flush set bridge t macs",
+    'delete element bridge t ports { "veth1" }',
+    "add table ip other\ndelete table bridge t\nadd chain ip other more",
+]
+
+
+@pytest.mark.parametrize("script", DELETIONS)
+def test_a_deletion_is_heard_once(ours: Ours, script: str) -> None:
+    assert ours.is_heard(script)
+    assert not ours.losses.take()
+
+
+FOREIGN = [
+    "add table ip other",
+    "add table ip t2\nadd chain ip t2 t\ndelete chain ip t2 t\ndelete table ip t2",
+    "add rule bridge t more accept",
+    'add element bridge t ports { "veth2" }',
+    "",
+]
+
+
+@pytest.mark.parametrize("script", FOREIGN)
+def test_what_deletes_nothing_of_ours_is_not(ours: Ours, script: str) -> None:
+    assert not ours.is_heard(script)
+
+
+def test_what_this_process_deletes_is_its_own(ours: Ours) -> None:
+    ours.nft.change(delete=[mac("veth1")])
+    ours.nft.run("flush ruleset")
+    assert not ours.losses.take()
+
+
+def test_what_a_trusted_program_deletes_is_its_own(ours: Ours) -> None:
+    script = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); "
+    script += "from cnvnet.kernel import nft_text; nft_text.run('flush chain bridge t ' + sys.argv[2])"
+    for name, chain, heard in (("trusted", "more", False), ("stranger", "guard_v1", True)):
+        ours.host.run(sys.executable, "-c", script, name, chain)
+        assert ours.losses.take() == heard
+
+
+def test_an_end_of_ones_own_does_not_hide_a_strangers(ours: Ours) -> None:
+    ours.host.run("nft", "flush chain bridge t more")
+    ours.nft.change(delete=[mac("veth1")])
+    assert ours.losses.take()
+
+
+def test_thousands_of_foreign_objects_are_nothing_to_us(ours: Ours) -> None:
+    lines = ["add table ip kube"]
+    for number in range(20_000):
+        lines += [f"add chain ip kube svc-{number}", f"add rule ip kube svc-{number} counter accept"]
+    assert not ours.is_heard("\n".join(lines))
+    assert not ours.is_heard("delete table ip kube")
+    assert ours.is_heard("delete table bridge t")
+
+
+def test_where_something_was_lost_it_may_have_been_ours(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnvnet.kernel.nft_events._ROOM", 2048)
+    with netns.opened(ours.host.netns) as inside, netns.entered(inside):
+        deaf = Losses(["t"], [])
+    try:
+        ours.host.run("nft", "-f", "-", input="\n".join(f"add table ip kube-{n}" for n in range(500)))
+        assert deaf.take()
+        assert not deaf.take()
+    finally:
+        deaf.close()
+
+
+def test_many_elements_are_compared_as_few_are(ours: Ours) -> None:
+    """A set is listed when many of its elements are asked for."""
+    chain, other = "goto more", "goto beyond"
+    ours.nft.run("add chain bridge t beyond")
+
+    def to(number: int, where: str) -> Element:
+        return Element("bridge", "t", "to", ("ipv4_addr",), (f"10.0.{number >> 8}.{number & 255}",), where)
+
+    there = [to(n, chain) for n in range(300)] + [mac("veth7", n) for n in range(300)]
+    absent = [mac("veth8", n) for n in range(100)] + [to(n, chain) for n in range(300, 400)]
+    elsewhere = [to(n, other) for n in range(100)]
+    ours.nft.change(add=there)
+    assert ours.nft.missing([*there, *absent]) == absent
+    assert ours.nft.missing(elsewhere) == elsewhere
+    assert ours.nft.missing([element._replace(data="") for element in elsewhere]) == []
+    ours.nft.run("delete table bridge t")
+    assert ours.nft.missing(there) == there
