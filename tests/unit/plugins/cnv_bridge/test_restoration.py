@@ -1,0 +1,194 @@
+"""What is put back of the plugin's tables, and what is not."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, boot_id
+from cnvnet.cni.errors import CNIError
+from cnvnet.kernel.nft import NftError
+from cnvnet.kernel.nft_fake import FakeNft
+from cnvnet.plugins.cnv_bridge import guards
+from cnvnet.plugins.cnv_bridge.leftovers import Tools
+from cnvnet.plugins.cnv_bridge.restoration import GuardsTable, MasqueradeTable, Restored
+from tests.unit.plugins.cnv_bridge.world import FULL, World
+
+KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
+NOTHING = Restored()
+
+
+class Node(World):
+    """A World with an attachment and its two tables."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, **FULL)
+        self.result = self.add()
+        tools = Tools.of(str(self.rundir), self.kernel)
+        self.guards, self.masquerade = GuardsTable(tools), MasqueradeTable(tools)
+        self.before = self.elements
+
+    @property
+    def nft(self) -> FakeNft:
+        nft = self.kernel.nft_of(self.host)
+        assert isinstance(nft, FakeNft)
+        return nft
+
+    def rewrite(self, **changes: str) -> None:
+        """The record as another call would have left it."""
+        with AttachmentFiles(str(self.rundir)).locked(KEY) as slot:
+            record = slot.read()
+            assert isinstance(record, Record)
+            slot.write(record._replace(**changes))
+
+    def restore(self) -> tuple[Restored, Restored]:
+        return self.guards.restore(), self.masquerade.restore()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_where_nothing_is_missing_nothing_is_done(node: Node) -> None:
+    assert node.restore() == (NOTHING, NOTHING)
+    assert node.elements == node.before
+
+
+def test_everything_is_put_back(node: Node) -> None:
+    node.nft.run("flush ruleset")
+    of_guards, of_masquerade = node.restore()
+    assert of_guards == Restored(rules=True, elements=sum("cnv_bridge" in e for e in node.before))
+    assert of_masquerade == Restored(rules=True, elements=2)
+    assert node.elements == node.before
+    node.check(node.result)
+    assert node.restore() == (NOTHING, NOTHING)
+
+
+def test_one_element_is_put_back(node: Node) -> None:
+    lost = guards.elements(
+        node.result.interfaces[1].name, node.result.interfaces[2].mac, [], guards.Guards(True)
+    )[:1]
+    node.nft.change(delete=lost)
+    assert node.restore() == (Restored(elements=1), NOTHING)
+    assert node.elements == node.before
+
+
+def test_of_a_node_without_attachments_nothing_is_loaded(node: Node) -> None:
+    node.delete()
+    node.nft.run("flush ruleset")
+    assert node.restore() == (NOTHING, NOTHING)
+    assert node.nft.tables == {}
+
+
+@pytest.mark.parametrize("state", [ADDING, DELETING])
+def test_what_a_killed_call_has_left_is_not_put_back(node: Node, state: str) -> None:
+    node.rewrite(state=state)
+    node.nft.run("flush ruleset")
+    found = node.guards.restore()
+    assert (found.elements, found.busy) == (0, False)
+    assert not any("cnv_bridge" in element for element in node.elements)
+
+
+def test_of_an_earlier_boot_nothing_is_put_back(node: Node) -> None:
+    node.rewrite(boot_id="another")
+    assert boot_id() != "another"
+    node.nft.run("flush ruleset")
+    assert node.restore() == (NOTHING, NOTHING)
+    assert node.elements == []
+
+
+def test_for_a_port_that_has_gone_nothing_is_put_back(node: Node) -> None:
+    name = node.result.interfaces[1].name
+    [port] = [link for link in node.host.links.values() if link.name == name]
+    port.name = "renamed"
+    node.nft.run("flush ruleset")
+    assert node.guards.restore() == Restored(rules=True)
+
+
+def test_while_a_call_is_at_work_it_is_left_to_the_next_look(node: Node) -> None:
+    node.nft.run("flush ruleset")
+    with AttachmentFiles(str(node.rundir)).locked(KEY):
+        assert node.guards.restore() == Restored(rules=True, busy=True)
+    assert node.guards.restore().elements > 0
+    node.masquerade.restore()
+    assert node.elements == node.before
+
+
+def test_an_address_that_a_del_has_given_up_stays_away(node: Node) -> None:
+    """Its record may still say that it is added: who reads it is never quite in time."""
+    masquerade = Tools.of(str(node.rundir), node.kernel).masquerade
+    addresses = [ip.address for ip in node.ipam.result.ips]
+    masquerade.remove(node.nft, KEY, addresses)
+    assert node.masquerade.restore() == NOTHING
+    assert not any("cnv_masquerade" in element for element in node.elements)
+
+
+def test_the_newest_attachment_decides_about_the_subnet(node: Node) -> None:
+    tools = Tools.of(str(node.rundir), node.kernel)
+    keys = [KEY._replace(container_id=f"next-{length}") for length in (24, 16, 8)]
+    for key in keys:
+        length = key.container_id.removeprefix("next-")
+        tools.masquerade.add(node.nft, key, [ip_interface(f"10.0.0.2/{length}")])
+    for marker in (node.rundir / "masquerade/10.0.0.2").iterdir():
+        when = 2**31 if os.readlink(marker).endswith("/16") else 2**30
+        os.utime(marker, (when, when), follow_symlinks=False)
+    node.nft.run("flush ruleset")
+    assert tools.masquerade.restore(node.nft, keys) == (True, 1)
+    assert any("10.0.0.2 : goto beyond_10.0.0.0/16" in element for element in node.nft.elements())
+    # As long as the address is in the map at all, nobody knows better than the one who put it there.
+    node.nft.run("flush chain inet cnv_masquerade beyond_10.0.0.0/16")
+    assert tools.masquerade.restore(node.nft, keys) == (True, 0)
+
+
+def older() -> str:
+    return guards.TEXT.replace("guard_v1", "guard_v0")
+
+
+def test_an_older_version_is_brought_up_to_date_and_keeps_the_elements(node: Node) -> None:
+    node.nft.run("flush chain bridge cnv_bridge guard_v1\ndelete chain bridge cnv_bridge guard_v1")
+    node.nft.run(older())
+    assert node.guards.restore() == Restored(rules=True)
+    assert node.elements == node.before
+    assert node.nft.chain("bridge", "cnv_bridge", "guard_v0") is None
+    assert guards.loaded(node.nft)
+
+
+def test_an_older_version_that_nobody_needs_too(node: Node) -> None:
+    node.delete()
+    node.nft.run("flush ruleset")
+    node.nft.run(older())
+    assert node.guards.restore() == Restored(rules=True)
+    assert guards.loaded(node.nft)
+
+
+def test_a_newer_version_stays_and_gets_its_elements(node: Node) -> None:
+    newer = guards.TEXT.replace("guard_v1", "guard_v2")
+    node.nft.ensure(guards.FAMILY, guards.TABLE, "guard_v2", newer)
+    assert node.guards.restore() == Restored(newer="guard_v2")
+    node.nft.run("flush chain bridge cnv_bridge guard_v2")
+    with pytest.raises(NftError, match="a newer program's"):
+        node.guards.restore()
+
+
+def test_a_record_that_cannot_be_read_is_passed_over(node: Node) -> None:
+    (node.rundir / "attachments" / f"cnv-bridge-{'0' * 32}.json").write_text("{")
+    node.nft.run("flush ruleset")
+    node.restore()
+    assert node.elements == node.before
+
+
+def test_status_is_an_error_while_ports_are_not_guarded(node: Node) -> None:
+    node.plugin.status(node.request())
+    node.nft.run("flush ruleset")
+    with pytest.raises(CNIError, match="not guarded") as caught:
+        node.plugin.status(node.request())
+    assert caught.value.code == 50
+    node.restore()
+    node.plugin.status(node.request())
+    node.delete()
+    node.nft.run("flush ruleset")
+    node.plugin.status(node.request())
