@@ -58,9 +58,11 @@ def plan(names: Names, served: Settings | None) -> Ruleset:
 def _forward(names: Names, served: Settings | None) -> Iterable[Rule]:
     if served is None or (served.v4 is None and served.v6 is None):
         return
-    # Priority tags (VLAN 0) are no VLAN: receivers ignore them.
+    # Priority tags (VLAN 0) are no VLAN: receivers ignore them, of either kind and however many. Of what is
+    # behind the first one the rules below would see no more than that it is tagged.
     yield Rule("vlan id 1-4095", "accept", "VLANs are between the guest and its LAN")
-    yield Rule("ether type 0x88a8", "accept", "stacked VLANs as well")
+    yield Rule("ether type 8021ad vlan id 1-4095", "accept", "stacked VLANs as well")
+    yield Rule("meta protocol { 0x8100, 0x88a8 }", "drop", "tags behind a priority tag")
     guest, lan = f'iifname "{names.tap}"', f'iifname "{names.nic}"'
     if served.v4 is not None:
         yield Rule(f"{guest} {_UDP4} udp dport 67", "drop", "DHCP is answered by the agent")

@@ -189,12 +189,29 @@ NONE: dict[str, list[str]] = {"guest": [], "LAN": []}
     [
         ({}, [], NONE),
         ({}, [Dot1Q(vlan=0, prio=5)], NONE),
+        ({}, [Dot1AD(vlan=0)], NONE),
+        ({}, [Dot1Q(vlan=0), Dot1Q(vlan=0)], NONE),
+        ({}, [Dot1AD(vlan=0), Dot1Q(vlan=0)], NONE),
+        ({}, [Dot1AD(vlan=7), Dot1Q(vlan=0)], ALL),
+        ({"lanDHCP": True}, [Dot1Q(vlan=0), Dot1Q(vlan=0)], ALL),
         ({}, [Dot1Q(vlan=33)], ALL),
         ({}, [Dot1AD(vlan=7), Dot1Q(vlan=33)], ALL),
         ({"lanDHCP": True}, [], ALL),
         ({"guestServices": {"enabled": False}}, [], ALL),
     ],
-    ids=["served", "priority tag", "VLAN", "two VLANs", "lanDHCP", "nobody serves"],
+    ids=[
+        "served",
+        "priority tag",
+        "priority S-tag",
+        "two priority tags",
+        "priority tags of both kinds",
+        "S-tag and priority tag",
+        "lanDHCP behind priority tags",
+        "VLAN",
+        "two VLANs",
+        "lanDHCP",
+        "nobody serves",
+    ],
 )
 def test_guest_services_and_the_lan_do_not_hear_each_other(
     lab: Lab, keys: dict[str, Any], tags: list[Packet], expected: dict[str, list[str]]

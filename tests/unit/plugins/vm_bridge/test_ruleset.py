@@ -1,0 +1,46 @@
+"""The table as nft's text: golden files, which the functional tests feed to nft as well."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from pathlib import Path
+
+import pytest
+
+from cnvnet.guest.settings import V4, V6, Neighbour, Settings
+from cnvnet.plugins.vm_bridge import ruleset
+from cnvnet.vm import names
+from cnvnet.vm import ruleset as vm_ruleset
+
+DATA = Path(__file__).parents[3] / "data"
+NEXT_HOP = IPv4Address("169.254.1.1")
+V4_SERVED = V4(IPv4Interface("10.9.0.5/32"), IPv4Address("169.254.75.10"), NEXT_HOP)
+V6_SERVED = V6(IPv6Interface("fd99::5/64"), IPv6Address("fe80::1"), "0a:00:00:00:00:01")
+BOTH = Settings(
+    server_mac="02:00:00:00:00:01",
+    mtu=1500,
+    v4=V4_SERVED,
+    v6=V6_SERVED,
+    neighbours=(Neighbour(NEXT_HOP, "0a:00:00:00:00:01"),),
+)
+CASES: dict[str, tuple[str, Settings | None]] = {
+    "guest_both": ("eth0", BOTH),
+    "guest_ipv4": ("pod16477688c0e", BOTH._replace(v6=None, neighbours=())),
+    "guest_of_the_lan": ("eth0", None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_is_the_golden_one(case: str) -> None:
+    pod, served = CASES[case]
+    planned = ruleset.plan(names.of(pod), served)
+    assert vm_ruleset.render(planned) == (DATA / f"{case}.nft").read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_rule_of_a_chain_is_known_by_its_comment(case: str) -> None:
+    pod, served = CASES[case]
+    for chain in ruleset.plan(names.of(pod), served).chains:
+        comments = [rule.comment for rule in chain.rules]
+        assert len(set(comments)) == len(comments)
+        assert all(0 < len(comment) <= 128 for comment in comments)
