@@ -292,7 +292,9 @@ def _refused(code: int, value: bytes, status: int) -> bytes:
 
 def _lease(offer: Offer, message: Message, value: bytes) -> bytes:
     """The one IA_NA that gets the address."""
-    foreign = [address for address in _addresses(IA_NA, value) if address != offer.address]
+    # BusyBox's client that has given its address back asks for "::" from then on, with Request too.
+    theirs = (offer.address, frames.UNSPECIFIED6)
+    foreign = [address for address in _addresses(IA_NA, value) if address not in theirs]
     if foreign and message.type == REQUEST:
         return _refused(IA_NA, value, NOT_ON_LINK)  # section 18.3.2
     items = option(ADDRESS, offer.address + struct.pack("!II", offer.lifetime, offer.lifetime))

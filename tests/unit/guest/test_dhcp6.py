@@ -108,6 +108,20 @@ def test_a_request_for_another_address_is_not_for_this_link() -> None:
     assert refusal(packet[d.DHCP6OptIA_NA]) == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "server", "event", "answer"),
+    [
+        (d.DHCP6_Solicit, [], "advertise", d.DHCP6_Advertise),
+        (d.DHCP6_Request, [SERVER], "reply", d.DHCP6_Reply),
+        (d.DHCP6_Renew, [SERVER], "reply", d.DHCP6_Reply),
+    ],
+    ids=["solicit", "request", "renew"],
+)
+def test_no_address_is_none_that_is_asked_for(kind: Any, server: list[Any], event: str, answer: Any) -> None:
+    packet = answered(client6(kind(trid=XID), CLIENT, *server, ia("::")), event, answer)
+    assert leases(packet) == [(OURS, 999 * 86400, 999 * 86400)]
+
+
 @pytest.mark.parametrize(("kind", "server"), [(d.DHCP6_Renew, [SERVER]), (d.DHCP6_Rebind, [])])
 def test_another_address_is_taken_back_and_ours_given_in_its_place(kind: Any, server: list[Any]) -> None:
     frame = client6(kind(trid=XID), CLIENT, *server, ia("fd99::1", OURS, "fd99::1"))
