@@ -1,7 +1,7 @@
-"""The guest's whole system: an initramfs of busybox, a DHCPv6 client and modules of Debian's cloud kernel.
+"""The guest's whole system: an initramfs of busybox, DHCPv6 clients and modules of Debian's cloud kernel.
 
 Made of what is installed here, once for each kernel and each version of its parts, below .tools. The kernel
-may be unpacked there rather than installed; where there is no dhclient the guest has none.
+may be unpacked there rather than installed; where there is no dhclient or udhcpc6 the guest has none.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def image() -> Image:
     """The image, made if it is not there yet. RuntimeError when something it is made of is not installed."""
     kernel = _newest_kernel()
     modules = _modules(kernel)
-    busybox, dhclient = _find("busybox"), _find("dhclient")
+    busybox, *clients = (_find(name) for name in ("busybox", "dhclient", "udhcpc6"))
     if busybox is None:
         raise RuntimeError(f"busybox for a guest is not here: {_INSTALL}")
-    programs = [busybox] if dhclient is None else [busybox, dhclient]
+    programs = [busybox, *(client for client in clients if client is not None)]
     initrd = (
         CHECKOUT / ".tools/guest" / f"{_fingerprint([*modules, *programs, *sorted(FILES.iterdir())])}.cpio"
     )
@@ -73,7 +73,7 @@ def _modules(kernel: Path) -> list[Path]:
 
 
 def _find(name: str) -> Path | None:
-    found = shutil.which(name, path="/bin:/usr/bin:/sbin:/usr/sbin")
+    found = shutil.which(name, path=f"/bin:/usr/bin:/sbin:/usr/sbin:{CHECKOUT / '.tools/bin'}")
     return Path(found) if found is not None else None
 
 
@@ -98,7 +98,7 @@ def _make(initrd: Path, modules: list[Path], programs: list[Path]) -> None:
                 (root / library.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(library, root / library.relative_to("/"))
         shutil.copy2(FILES / "init", root / "init")
-        for script in ("udhcpc", "dhclient"):
+        for script in ("udhcpc", "dhclient", "udhcpc6"):
             shutil.copy2(FILES / script, root / "bin" / f"{script}-script")
         packed = Path(work) / "initrd"
         with packed.open("wb") as out:

@@ -118,6 +118,18 @@ class Guest:
         self.run(f"timeout 60 dhclient -6 -1 -v -sf /bin/dhclient-script {files} {ifname}").ok()
         return self.lease(ifname, v6=True)
 
+    def ask_udhcpc6(self, ifname: str = "eth0") -> dict[str, str]:
+        """What the interface is given by DHCPv6 with busybox's client, and has from then on: its variables.
+
+        The client stays, as process /run/udhcpc6.IFNAME; SIGUSR1 makes it renew the lease.
+        """
+        ready = f"until ip -6 addr show dev {ifname} scope link | grep inet6; do usleep 100000; done"
+        self.run(f"ip link set {ifname} up; {ready}").ok()
+        client = f"udhcpc6 -i {ifname} -n -t 30 -T 1 -s /bin/udhcpc6-script -p /run/udhcpc6.{ifname}"
+        log = f"/run/udhcpc6.{ifname}.log"
+        self.run(f"{client} </dev/null >{log} 2>&1 || {{ cat {log}; false; }}").ok()
+        return self.lease(ifname, v6=True)
+
     def lease(self, ifname: str = "eth0", *, v6: bool = False) -> dict[str, str]:
         """What the client was told last."""
         shown = self.run(f"cat /run/lease{'6' if v6 else ''}.{ifname}").ok()
