@@ -143,5 +143,5 @@ def _subscribe(tables: Collection[str], programs: Collection[str]) -> Losses | N
     try:
         return Losses(tables, programs)
     except OSError as e:
-        log.warning("nftables: not watched", error=str(e))
+        log.warning("nftables: not watched", error=str(e), needs="nfnetlink, AF_NETLINK and CAP_NET_ADMIN")
         return None

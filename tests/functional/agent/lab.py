@@ -83,6 +83,19 @@ def children(pid: int) -> list[int]:
     return [child for child in found if is_there(child)]
 
 
+def capabilities_of_the_unit() -> list[str]:
+    """What systemd's unit leaves to the agent, as setpriv calls it."""
+    unit = Path(__file__).parents[3] / "conf/systemd/cnvnet-agent.service"
+    (line,) = (line for line in unit.read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
+    return [name.removeprefix("CAP_").lower() for name in line.partition("=")[2].split()]
+
+
+def within_capabilities(names: Sequence[str]) -> tuple[str, ...]:
+    """A command that runs the agent with these capabilities, and with no way to get others."""
+    bounding = ",".join(["-all", *(f"+{name}" for name in names)])
+    return "setpriv", "--bounding-set", bounding, "--no-new-privs"
+
+
 class RunningAgent:
     """The agent of a node."""
 

@@ -15,7 +15,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.functional.agent.client import lease
-from tests.functional.agent.lab import PATIENCE, ask, eventually, is_there, received, running_agent
+from tests.functional.agent.lab import (
+    PATIENCE,
+    ask,
+    capabilities_of_the_unit,
+    eventually,
+    is_there,
+    received,
+    running_agent,
+    within_capabilities,
+)
 from tests.functional.agent.test_dns import container
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, executable
@@ -251,14 +260,9 @@ def ask_if_there(path: Path) -> Any:
         return None  # bound and not listening yet
 
 
-UNIT = Path(__file__).parents[3] / "conf/systemd/cnvnet-agent.service"
-
-
 def test_the_capabilities_of_the_unit_are_enough(lab: Lab, tmp_path: Path) -> None:
-    (line,) = (line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
-    names = [name.removeprefix("CAP_").lower() for name in line.partition("=")[2].split()]
-    bounding = ",".join(["-all", *(f"+{name}" for name in names)])
-    with running_agent(lab.node, within=("setpriv", "--bounding-set", bounding, "--no-new-privs")) as agent:
+    names = capabilities_of_the_unit()
+    with running_agent(lab.node, within=within_capabilities(names)) as agent:
         status = Path(f"/proc/{agent.pid}/status").read_text()
         (effective,) = (line for line in status.splitlines() if line.startswith("CapEff:"))
         assert int(effective.split()[1], 16).bit_count() == len(names)

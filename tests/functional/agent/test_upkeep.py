@@ -16,7 +16,13 @@ from cnvnet.attachments import boot_id
 from cnvnet.kernel import netns
 from cnvnet.kernel.nft import Nft, open_nft
 from cnvnet.plugins.cnv_bridge import guards
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.lab import (
+    RunningAgent,
+    capabilities_of_the_unit,
+    eventually,
+    running_agent,
+    within_capabilities,
+)
 from tests.functional.bridge.network import OURS, Network, host_local, ruleset
 from tests.functional.datapath.lab import Guest, Lab, frame_mac, packet_socket
 from tests.harness import Node, Sandbox, peer
@@ -154,6 +160,21 @@ def test_what_was_deleted_while_no_agent_ran_comes_back_with_it(guarded: Guarded
         assert eventually(lambda: guarded.check() == ""), agent.log()
         assert not guarded.lies()
         assert {event["table"] for event in log_of(agent, "put back")} == {BRIDGE, INET}
+
+
+def test_the_capabilities_of_the_unit_are_enough(guarded: Guarded) -> None:
+    within = within_capabilities(capabilities_of_the_unit())
+    with running_agent(guarded.node, within=within) as agent:
+        guarded.nft("flush ruleset")
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+        assert not guarded.lies()
+
+
+def test_an_agent_that_may_not_listen_says_so(guarded: Guarded) -> None:
+    names = [name for name in capabilities_of_the_unit() if name != "net_admin"]
+    with running_agent(guarded.node, within=within_capabilities(names)) as agent:
+        assert agent.log().count("nftables: not watched") == 1
+        assert "CAP_NET_ADMIN" in agent.log()
 
 
 def test_a_node_without_guarded_ports_gets_no_tables(node: Node) -> None:
