@@ -104,8 +104,8 @@ class Guests:
                     guest = self._adopt(name)
                     _ensure_there(guest.record)
                     self._settings(guest)
-                except CNIError as e:
-                    log.debug("not served", record=name, reason=e.msg)
+                except Exception as e:  # noqa: BLE001 -- a record may hold anything: see _serve
+                    log.debug("not served", record=name, reason=_reason(e))
         self._dns.await_look(_LOOK_SECONDS)
         self.serve_all()
 
@@ -191,11 +191,11 @@ class Guests:
             settings = self._settings(guest)
             with _open(guest.record, settings) as tap:
                 self._loop.serve(guest.name, settings_json.encode(settings), tap)
-        except (OSError, CNIError, LoopError) as e:
+        except Exception as e:  # noqa: BLE001 -- a record may hold anything, and is nobody else's trouble
             if guest.served:
                 self._loop.drop(guest.name)
                 guest.served = False
-            self._trouble(guest, e.msg if isinstance(e, CNIError) else str(e))
+            self._trouble(guest, _reason(e))
             return
         if not guest.served:
             log.info("guest served", record=guest.name, netns=guest.record.netns_path, **_who(guest.record))
@@ -257,6 +257,13 @@ def _reason_against(record: Record | None) -> str:
     if record.boot_id != attachments.boot_id():
         return "it is from before the node was booted"
     return ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CNIError):
+        return error.msg
+    known = isinstance(error, (OSError, LoopError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _who(record: Record) -> dict[str, str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cnvnet.guest import domains
+
+
+# Resolvers ask the first three (resolv.conf(5)), and Kubernetes allows no more. A pod's file is its tenant's.
+_MOST_SERVERS: Final = 16
 
 
 class ResolvConf(NamedTuple):
@@ -37,7 +41,7 @@ def parse(text: str) -> ResolvConf:
 
 
 def usable(servers: Iterable[str]) -> tuple[IPv4Address | IPv6Address, ...]:
-    """The addresses among `servers` that a guest can reach from its own network stack, each once."""
+    """The first addresses among `servers` that a guest can reach from its own network stack, each once."""
     found: dict[IPv4Address | IPv6Address, None] = {}
     for server in servers:
         try:
@@ -46,7 +50,7 @@ def usable(servers: Iterable[str]) -> tuple[IPv4Address | IPv6Address, ...]:
             continue  # a name, or nonsense
         if reachable(address):
             found[address] = None
-    return tuple(found)
+    return tuple(found)[:_MOST_SERVERS]
 
 
 def reachable(address: IPv4Address | IPv6Address) -> bool:

@@ -17,6 +17,8 @@ from cnvnet.guest import domains, frames, resolvconf
 # KubeVirt's own lease: a guest keeps its address however long the node's agent is away, and asks after a
 # reboot.
 LEASE_SECONDS: Final = 999 * 24 * 3600
+# A client asks a handful of them.
+_MOST_TIME_SERVERS: Final = 16
 # A time that means infinity, for DHCP as for DHCPv6 and router advertisements.
 FOREVER: Final = 0xFFFFFFFF
 
@@ -132,13 +134,17 @@ def _check_private_options(options: tuple[tuple[int, str], ...]) -> None:
         if code in seen:
             raise InvalidConfig(f"private_options {code}: given twice")
         seen.add(code)
-        if not value or len(value.encode()) > 255:
+        try:
+            length = len(value.encode())
+        except UnicodeEncodeError as e:
+            raise InvalidConfig(f"private_options {code}: half a character (a surrogate)") from e
+        if not 1 <= length <= 255:
             raise InvalidConfig(f"private_options {code}: not between 1 and 255 bytes long")
 
 
 def _time_servers(servers: Iterable[str]) -> tuple[str, ...]:
     good = (server if resolvconf.usable([server]) else domains.cleaned(server) for server in servers)
-    return tuple(dict.fromkeys(filter(None, good)))
+    return tuple(dict.fromkeys(filter(None, good)))[:_MOST_TIME_SERVERS]
 
 
 def _checked_v4(v4: V4) -> V4:

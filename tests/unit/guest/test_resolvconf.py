@@ -35,6 +35,13 @@ def test_servers_that_only_the_pod_can_reach_are_skipped() -> None:
     assert resolvconf.parse(text).nameservers == ()
 
 
+def test_of_a_tenants_many_servers_the_first_ones_count() -> None:
+    many = "".join(f"nameserver fd00::{number:x}\n" for number in range(1, 4200))
+    found = resolvconf.parse(many).nameservers
+    assert found[:2] == (ip_address("fd00::1"), ip_address("fd00::2"))
+    assert len(found) == 16
+
+
 def test_a_node_local_cache_is_kept() -> None:
     assert resolvconf.parse("nameserver 169.254.20.10 ; cache").nameservers == (ip_address("169.254.20.10"),)
 

@@ -30,6 +30,7 @@ GATEWAY = IPv4Address("10.0.2.1")
         ({"tftp_server": "é"}, "tftp_server 'é': not up to 255 printable ASCII characters"),
         ({"private_options": ((100, "x"),)}, "private_options 100: not between 224 and 254"),
         ({"private_options": ((224, "x"), (224, "y"))}, "private_options 224: given twice"),
+        ({"private_options": ((224, "\ud800"),)}, "private_options 224: half a character (a surrogate)"),
         ({"private_options": ((224, ""),)}, "private_options 224: not between 1 and 255 bytes long"),
         ({"v4": V4(ADDRESS, IPv4Address("0.0.0.0"))}, "v4.server 0.0.0.0: not the address of one host"),
         ({"v4": V4(ADDRESS, GATEWAY, IPv4Address("224.0.0.1"))}, "v4.gateway 224.0.0.1: not the address"),
