@@ -27,6 +27,8 @@ import pytest
 
 THROUGH_AGENT = os.environ.get("CNV_THROUGH") == "agent"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+# For what is about an executable that no agent helps.
+alone = pytest.mark.skipif(THROUGH_AGENT, reason="not through an agent: it is about a node without one")
 CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
 
 
@@ -219,14 +221,16 @@ class Node(Sandbox):
             check=False,
             timeout=timeout,
         )
-        if self._has_agent and command in ("DEL", "GC"):
+        if command in ("DEL", "GC"):
             self.await_reaper()
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def await_reaper(self) -> None:
         """What an agent has deleted is out of everybody's way at once, and gone a moment later."""
         deadline = time.monotonic() + 10
-        while "cnvx" in self.run("ip", "-o", "link").stdout and time.monotonic() < deadline:
+        while (
+            self._has_agent and "cnvx" in self.run("ip", "-o", "link").stdout and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
 
 
@@ -241,6 +245,7 @@ def _agent_of(node: Node) -> Generator[None]:
     # Not at the top: it stands on this module.
     from tests.functional.agent.lab import running_agent
 
+    node.folder.mkdir(parents=True, exist_ok=True)
     with running_agent(node, "--metrics-address", "") as agent:
         yield
         assert agent.process.poll() is None, agent.log()

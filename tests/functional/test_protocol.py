@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cnvnet.cni import skel
-from tests.harness import CHECKABLE, OURS, VERSIONS, Node, executable, peer
+from tests.harness import CHECKABLE, OURS, VERSIONS, Node, executable, installed, peer
 
 TINY = """#!{python}
 import json
@@ -412,7 +412,7 @@ def imported(program: str, env: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize("env", [{"CNI_COMMAND": "VERSION"}, {}], ids=["version", "about"])
 @pytest.mark.parametrize("name", OURS)
 def test_version_and_about_import_next_to_nothing(name: str, env: dict[str, str]) -> None:
-    found = imported(executable(name), env)
+    found = imported(installed(name), env)
     assert {module for module in found if module.startswith("cnvnet")} - LIGHT <= {
         "cnvnet.plugins",
         "cnvnet.plugins.cnv_bridge",
@@ -427,7 +427,7 @@ def test_version_and_about_import_next_to_nothing(name: str, env: dict[str, str]
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_malformed_call_imports_nothing_of_the_plugin(name: str) -> None:
-    found = imported(executable(name), {"CNI_COMMAND": "ADD"})
+    found = imported(installed(name), {"CNI_COMMAND": "ADD"})
     assert "cnvnet.cni.document" in found
     assert not {
         module for module in found if module.startswith("cnvnet.kernel") or module.endswith(".plugin")

@@ -33,6 +33,7 @@ class Cnitool:
         done = self.node.run(
             *argv, peer("cnitool"), command, self.name, pod.netns, check=False, env=environment
         )
+        self.node.await_reaper()
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     @property
@@ -174,5 +175,4 @@ def test_two_networks_on_one_pod(node: Node, pod: Sandbox) -> None:
     assert first.run("del", pod).code == 0
     assert pod.link("net1") is not None
     assert second.run("del", pod, CNI_IFNAME="net1").code == 0
-    node.await_reaper()
     assert set(pod.links()) == {"lo"}

@@ -16,7 +16,7 @@ from cnvnet.kernel.tap import CreateTap
 from tests.functional.bridge.network import host_local
 from tests.functional.bridge.test_cnitool import Cnitool
 from tests.functional.masquerade.lab import MULTI_QUEUE, SIDES, TAP_NO_PI, V4, V6, Lab, a_lab, open_tap
-from tests.harness import VERSIONS, Node, Sandbox, namespace
+from tests.harness import VERSIONS, Node, Sandbox, alone, namespace
 
 # What says how much there is, or was, of something.
 VOLATILE = ("nf_conntrack_count", "nf_conntrack_buckets", "stat_refresh", "neigh/default/gc", "random")
@@ -285,6 +285,7 @@ def test_a_second_masqueraded_interface_is_refused(lab: Lab) -> None:
     pod.cni("CHECK").ok()
 
 
+@alone
 def test_guest_services_without_an_agent(lab: Lab) -> None:
     pod = lab.pod()
     before = snapshot(pod)
