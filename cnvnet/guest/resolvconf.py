@@ -8,8 +8,7 @@ from typing import Final, NamedTuple
 
 from cnvnet.guest import domains
 
-
-# Resolvers ask the first three (resolv.conf(5)), and Kubernetes allows no more. A pod's file is its tenant's.
+# Resolvers ask the first three (resolv.conf(5)), Kubernetes allows no more. A pod's file is its tenant's.
 _MOST_SERVERS: Final = 16
 
 
