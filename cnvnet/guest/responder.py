@@ -138,11 +138,20 @@ class Responder:
             return {"refused": request.name, "reason": _reason(e)[:_LONGEST_REASON]}
         before = self._guests.get(request.name)
         if before is not None:
-            self._forget(before)
+            self._hand_over(before, guest)
         self._guests[guest.name] = guest
         self._by_fd[tap.fileno()] = guest
         self._after(0.0, self._announce, guest)  # behind the answer
         return {"served": guest.name}
+
+    def _hand_over(self, before: Guest, guest: Guest) -> None:
+        """The guest asks once and waits for seconds: what it has asked already is not thrown away."""
+        try:
+            guest.take_over(before.tap, self._count)
+        except OSError:
+            guest.pause = _FIRST_LOOK
+            self._after(0.0, self._look_for, guest)
+        self._forget(before)
 
     def _totals(self) -> Mapping[str, object]:
         for guest in self._guests.values():

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from cnvnet.guest import bpf, services, tap_socket
+from cnvnet.guest import bpf, services, settings_json, tap_socket
+from cnvnet.guest.served import TURN
 from cnvnet.kernel import netns
 from tests.functional.guest.lab import Guest, Lab, Loop
 from tests.functional.guest.test_services import ask4, is_advertisement
@@ -120,8 +121,6 @@ def test_a_tap_that_is_deleted_before_it_was_ever_up_is_lost(lab: Lab) -> None:
 
 
 def test_a_tap_that_is_gone_when_its_socket_arrives_is_lost(lab: Lab) -> None:
-    from cnvnet.guest import settings_json
-
     loop, guest = lab.loop(), lab.guest()
     with guest.socket(MASQUERADE) as tap:
         guest.unplug()
@@ -154,6 +153,32 @@ def test_a_tap_that_gets_another_name_stays_served(served: tuple[Loop, Guest]) -
     guest.link("up")
     assert ask4(guest, "discover").kind == 2
     assert loop.totals()["guests"] == 1
+
+
+def test_what_a_guest_asked_before_it_is_served_anew_is_answered(served: tuple[Loop, Guest]) -> None:
+    loop, guest = served
+    before = loop.counted("dhcp4", "offer")
+    loop.process.send_signal(signal.SIGSTOP)
+    for _ in range(2 * TURN):
+        guest.send(discover4())
+    # It is opened too late to have any of them.
+    with guest.socket(MASQUERADE) as tap:
+        loop.tell({"serve": "vm1", "settings": settings_json.encode(MASQUERADE)}, tap.fileno())
+    loop.process.send_signal(signal.SIGCONT)
+    assert loop.hear() == {"served": "vm1"}
+    assert loop.counted("dhcp4", "offer") == before + 2 * TURN
+
+
+def test_a_tap_that_goes_while_its_guest_is_served_anew_is_lost(served: tuple[Loop, Guest]) -> None:
+    loop, guest = served
+    only4 = MASQUERADE._replace(v6=None)  # nothing is sent to it unasked
+    loop.process.send_signal(signal.SIGSTOP)
+    with guest.socket(only4) as tap:
+        loop.tell({"serve": "vm1", "settings": settings_json.encode(only4)}, tap.fileno())
+    guest.unplug()
+    loop.process.send_signal(signal.SIGCONT)
+    assert [loop.hear(), loop.hear()] == [{"served": "vm1"}, GONE]
+    assert loop.totals()["guests"] == 0
 
 
 def test_losing_one_guest_concerns_no_other(lab: Lab) -> None:

@@ -98,6 +98,26 @@ def test_who_has_sent_too_much_waits_and_then_has_its_share(wire: Wire) -> None:
     assert answered + wire.heard() == BURST
 
 
+def test_what_came_in_at_the_socket_before_is_answered_by_the_new_one(wire: Wire) -> None:
+    tap, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with tap, client:
+        tap.setblocking(False)
+        for _ in range(TURN + 3):
+            client.send(discover4())
+        wire.guest.take_over(tap, wire.count)
+        assert wire.heard() == TURN + 3
+        # Not for ever, should it send as fast as we answer.
+        for _ in range(SENDABLE):
+            client.send(discover4())
+        wire.guest.take_over(tap, wire.count)
+        assert wire.heard() == BURST
+    # It cost the guest nothing of its share.
+    wire.send(BURST)
+    while wire.turn(1000.0):
+        pass
+    assert wire.heard() == BURST
+
+
 def test_a_mistake_in_a_codec_costs_one_frame(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> services.Answer:
         raise RuntimeError("oh")
