@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cnvnet.agent import listener
-from cnvnet.agent.server import Document, Kind, Server
+from cnvnet.agent.connection import Document
+from cnvnet.agent.server import Kind, Server
 from cnvnet.cni.errors import CNIError
 
 Observed = list[tuple[str, int]]
