@@ -70,12 +70,19 @@ class Guests:
     def serve(self, name: str) -> None:
         """A plugin's ADD: the guest is served on return. Raises CNIError."""
         _check_name(name)
-        self._loop.wait(_LOOP_SECONDS)
-        with self._lock:
-            guest = self._adopt(name)
-            self._serve(guest)
-            if not guest.served:
-                raise NotServed(name, guest.problem)
+        deadline = time.monotonic() + _LOOP_SECONDS
+        while True:
+            self._loop.wait(deadline - time.monotonic())
+            asked = self._loop.pid
+            with self._lock:
+                guest = self._adopt(name)
+                self._serve(guest)
+                if guest.served:
+                    return
+                problem = guest.problem
+            # One that has died with the request is being replaced.
+            if (self._loop.is_alive() and self._loop.pid == asked) or time.monotonic() >= deadline:
+                raise NotServed(name, problem)
 
     def check(self, name: str) -> None:
         """Raises CNIError 50 when the guest is not served now."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,19 @@ def test_a_packet_loop_that_is_killed_is_replaced(lab: Lab, tmp_path: Path) -> N
             assert eventually(lambda: is_served(lab, agent))
             assert lease(lab.guest, tmp_path)["ip"] == V4.guest
             assert agent.metrics()["cnvnet_packet_loop_restarts_total"] == number
+
+
+def test_an_add_outlives_the_packet_loop_that_it_asked(lab: Lab, tmp_path: Path) -> None:
+    with running_agent(lab.node) as agent, ThreadPoolExecutor(1) as pool:
+        pod, loop = lab.pod(), agent.loop_pid
+        os.kill(loop, signal.SIGSTOP)
+        adding = pool.submit(partial(pod.cni, "ADD", **SERVED))
+        # Its socket is on the way to a loop that does not look.
+        assert eventually(lambda: len(pod.run("cat", "/proc/net/packet").stdout.splitlines()) > 1)
+        os.kill(loop, signal.SIGKILL)
+        adding.result().ok()
+        lab.plug(pod)
+        assert lease(lab.guest, tmp_path)["ip"] == V4.guest
 
 
 def test_del_without_the_agent_that_served(lab: Lab) -> None:
