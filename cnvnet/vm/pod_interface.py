@@ -36,9 +36,16 @@ def find(pod: Reader, request: Request, result: Result | None) -> Link:
     for name in candidates:
         link = pod.link(name)
         if link is not None:
+            _ensure_quotable(link)
             return link
     asked = " nor ".join(dict.fromkeys(candidates))
     raise InvalidConfig(f"there is no {asked} in the pod to bind the VM to: another network has to make it")
+
+
+def _ensure_quotable(link: Link) -> None:
+    # It becomes part of nft's text, where a quote ends a name and an asterisk stands for anything.
+    if any(character in '"*' for character in link.name):
+        raise InvalidConfig(f'interface {link.name}: no binding takes a name with " or *')
 
 
 def addresses(pod: Reader, link: Link) -> tuple[InterfaceAddress, ...]:

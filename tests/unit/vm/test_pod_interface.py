@@ -37,6 +37,18 @@ def a_result(*names: str) -> Result:
     return Result(tuple(Interface(name, sandbox=POD) for name in names))
 
 
+@pytest.mark.parametrize("name", ['a"accept#', "a*"])
+def test_a_name_that_nft_would_take_for_more_is_refused(name: str) -> None:
+    kernel = FakeKernel()
+    kernel.add_namespace(POD).add_link(name, "veth")
+    with (
+        kernel.netns(POD) as netns,
+        kernel.stack(netns) as pod,
+        pytest.raises(InvalidConfig, match="name with"),
+    ):
+        pod_interface.find(pod, a_request(name), None)
+
+
 @pytest.mark.parametrize(
     ("links", "request_", "result", "expected"),
     [
