@@ -12,7 +12,7 @@ from cnvnet.cni.errors import CNIError
 from cnvnet.kernel.addresses import RestoreAddress
 from cnvnet.kernel.links import ChangeLink, Link
 from cnvnet.kernel.neighbours import AddNeighbour
-from cnvnet.kernel.routes import AddRoute
+from cnvnet.kernel.routes import PROTOCOL_KERNEL, AddRoute, DeleteRoute
 from cnvnet.kernel.stack import KernelError, Operation, Stack
 from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.original import Original
@@ -146,6 +146,9 @@ def _give_back(pod: Stack, link: Link, was: Original) -> None:
 
 def _refill(tries: Attempts, pod: Stack, was: Original) -> None:
     """What a link can have only when it is up."""
+    for route in pod.routes(was.ifindex):
+        if was.up and route.protocol == PROTOCOL_KERNEL and route.dst in was.bare:
+            tries.attempt("routes", pod.apply, DeleteRoute(route))
     there = pod.routes(was.ifindex)
     # The way to a gateway comes before the routes through it.
     for route in sorted(was.routes, key=lambda route: route.gw is not None):

@@ -7,7 +7,15 @@ address, comes back without us.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from typing import Any, NamedTuple, TypeVar, cast
 
 from cnvnet.kernel.addresses import Address
@@ -24,6 +32,8 @@ class Original(NamedTuple):
     """The interface. `ipv6` is its sysctl disable_ipv6, None where the kernel has none.
 
     `heard` are the default routes that a router told it: they are not put back, but the guest gets them.
+    `bare` are the networks of its addresses that somebody took the kernel's route to away, as the reference
+    ptp plugin does: nobody there is reached directly.
     """
 
     ifindex: int
@@ -37,11 +47,13 @@ class Original(NamedTuple):
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     heard: tuple[Route, ...] = ()
+    bare: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 def observe(pod: Stack, link: Link) -> Original:
     """All of it that can be put back."""
     found = pod.routes(link.ifindex)
+    addresses = tuple(address for address in pod.addresses(link.ifindex) if address.permanent)
     return Original(
         link.ifindex,
         link.name,
@@ -50,11 +62,20 @@ def observe(pod: Stack, link: Link) -> Original:
         link.up,
         link.alias,
         pod.sysctls.get(disable_ipv6(link.name)),
-        tuple(address for address in pod.addresses(link.ifindex) if address.permanent),
+        addresses,
         tuple(route for route in found if route.protocol not in (PROTOCOL_KERNEL, PROTOCOL_RA)),
         tuple(each for each in pod.neighbours(link.ifindex) if each.permanent),
         tuple(route for route in found if route.protocol == PROTOCOL_RA and not route.dst.prefixlen),
+        _bare(addresses, found) if link.up else (),
     )
+
+
+def _bare(addresses: Iterable[Address], routes: Iterable[Route]) -> tuple[IPv4Network | IPv6Network, ...]:
+    reached = {route.dst for route in routes if route.protocol == PROTOCOL_KERNEL}
+    networks = dict.fromkeys(
+        each.address.network for each in addresses if each.peer is None and not each.noprefixroute
+    )
+    return tuple(network for network in networks if network.num_addresses > 1 and network not in reached)
 
 
 def in_order(was: Original) -> tuple[Address, ...]:
@@ -101,6 +122,7 @@ def parse(document: object) -> Original | None:
             routes=_each(fields["routes"], _route),
             neighbours=_each(fields["neighbours"], _neighbour),
             heard=_each(fields["heard"], _route),
+            bare=tuple(ip_network(text) for text in fields.get("bare", ())),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -192,7 +192,7 @@ def _v4(was: Original, address: IPv4Interface, server: IPv4Address) -> V4:
             routes[GuestRoute(route.dst, route.gw)] = None
     gateway = default.gw if default is not None else None
     return V4(
-        address=address,
+        address=IPv4Interface(address.ip) if address.network in was.bare else address,
         server=server,
         gateway=gateway if isinstance(gateway, IPv4Address) else None,
         routes=tuple(routes),
@@ -210,6 +210,8 @@ def _v6(was: Original, router_mac: str) -> V6 | None:
     mac = _permanent(was, gw) or ("" if gw.is_link_local else router_mac)
     if not gw.is_link_local and not mac:
         return V6(address=address, default_route=False)
+    if address.network in was.bare:
+        address = IPv6Interface(address.ip)
     others = (route.dst for route in _main(was.routes, 6) if route.gw == gw and route.dst.prefixlen)
     return V6(
         address=address,

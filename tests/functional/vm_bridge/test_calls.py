@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.functional.bridge.test_cnitool import Cnitool
+from tests.functional.masquerade.lab import PATIENCE
 from tests.functional.masquerade.test_calls import lower
 from tests.functional.vm_bridge.lab import LAN_MAC, POD_MAC, PORT, Lab, changed, difference, settle, snapshot
 from tests.harness import VERSIONS, Node, Outcome
@@ -32,6 +34,10 @@ def furnish(lab: Lab) -> None:
         "addr add 10.3.0.5/32 dev eth0 scope link noprefixroute",
         "addr add 10.4.0.5 peer 10.4.0.1/32 dev eth0",
         "addr add fd97::5/64 dev eth0 nodad noprefixroute",
+        "addr add 10.12.0.5/24 dev eth0",
+        "route del 10.12.0.0/24 dev eth0",
+        "addr add fd96::5/64 dev eth0 nodad",
+        "route del fd96::/64 dev eth0",
         "link set eth0 mtu 1400 alias mine",
         "route add 10.5.0.0/16 via 10.1.0.1 metric 50 mtu 1300 src 10.1.0.6",
         "route add 10.6.0.0/16 dev eth0 scope link proto static",
@@ -325,6 +331,29 @@ def test_the_guest_is_told_what_the_pod_knew(lab: Lab) -> None:
     assert settings["guest_mac"] == POD_MAC
     assert (settings["v4"]["address"], settings["v4"]["gateway"]) == ("10.1.0.5/24", "10.1.0.1")
     assert (settings["v6"]["address"], settings["v6"]["router_mac"]) == ("fd99::5/64", LAN_MAC)
+
+
+def test_a_guest_behind_ptp_asks_for_nobody_but_its_gateway(node: Node) -> None:
+    pod = node.pod()
+    network = {"cniVersion": "1.1.0", "name": "net", **lower(node, "ptp")}
+    network["ipam"]["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    result = node.cni("ptp", "ADD", network, pod).ok()
+    deadline = time.monotonic() + PATIENCE
+    while "tentative" in pod.run("ip", "-6", "addr").stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    before = snapshot(pod)
+    config = {"cniVersion": "1.1.0", "name": "net", "type": "vm-bridge", "prevResult": result}
+    node.cni("vm-bridge", "ADD", config, pod).ok()
+    (path,) = records(node)
+    settings = json.loads(path.read_text())["guest"]["settings"]
+    # ptp takes the kernel's routes to the pod's network away: its host answers for nobody else there.
+    assert (settings["v4"]["address"], settings["v4"]["gateway"]) == ("10.244.0.2/32", "10.244.0.1")
+    assert ["10.244.0.0/24", "10.244.0.1"] in [list(route.values()) for route in settings["v4"]["routes"]]
+    assert (settings["v6"]["address"], settings["v6"]["routes"]) == ("fd99::2/128", ["fd99::/64"])
+    node.cni("vm-bridge", "DEL", config, pod).ok()
+    assert difference(pod, before) == ""
+    node.cni("ptp", "DEL", network, pod).ok()
 
 
 @pytest.mark.parametrize("keys", [{"lanDHCP": True}, {"guestServices": {"enabled": False}}], ids=str)
