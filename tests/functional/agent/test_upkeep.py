@@ -15,7 +15,8 @@ import pytest
 from cnvnet.attachments import boot_id
 from cnvnet.kernel import netns
 from cnvnet.kernel.nft import Nft, open_nft
-from cnvnet.plugins.cnv_bridge import guards
+from cnvnet.kernel.nft_events import Losses
+from cnvnet.plugins.cnv_bridge import guards, restoration
 from tests.functional.agent.lab import (
     RunningAgent,
     capabilities_of_the_unit,
@@ -200,6 +201,20 @@ def test_calls_that_delete_are_not_taken_for_damage(guarded: Guarded) -> None:
         assert eventually(lambda: guarded.check() == ""), agent.log()
 
 
+def test_what_an_executable_deletes_is_not_even_looked_at(node: Node) -> None:
+    network, pod = Network(node, OURS, macspoofchk=True), node.pod()
+    with netns.opened(node.netns) as inside, netns.entered(inside):
+        losses = Losses([guards.TABLE], restoration.PROGRAMS)
+    try:
+        network.add(pod).ok()
+        network.delete(pod).ok()
+        assert not losses.take()
+        node.run("nft", "delete table bridge cnv_bridge")
+        assert losses.take()
+    finally:
+        losses.close()
+
+
 def test_a_port_that_has_gone_gets_no_elements(guarded: Guarded) -> None:
     pod = guarded.node.pod()
     made = guarded.network.add(pod, container_id="gone").ok()
@@ -233,9 +248,11 @@ def test_a_record_that_is_not_of_this_boot_is_none_of_its_business(guarded: Guar
         assert f"{guarded.guest.ipv4} :" not in rules
 
 
-def test_calls_and_flushes_at_once(guarded: Guarded) -> None:
+@pytest.mark.parametrize("agent", ["off", "auto"], ids=["executables", "through-the-agent"])
+def test_calls_and_flushes_at_once(guarded: Guarded, agent: str) -> None:
     """Whatever their order: who is added is guarded in the end, and of who is deleted nothing is left."""
     node, network = guarded.node, guarded.network
+    env = {"CNVNET_AGENT": agent}
     over = threading.Event()
     failures: list[str] = []
 
@@ -248,17 +265,17 @@ def test_calls_and_flushes_at_once(guarded: Guarded) -> None:
         for turn, pod in enumerate(pods):
             container = f"pod-{worker}-{turn}"
             # An ADD from under which the table is taken may fail, and says so.
-            outcome = network.add(pod, container_id=container)
+            outcome = network.add(pod, container_id=container, env=env)
             if outcome.code == 0:
                 added[container] = pod, outcome.ok()
             if turn % 2:
-                deleted = network.delete(pod, container_id=container)
+                deleted = network.delete(pod, container_id=container, env=env)
                 added.pop(container, None)
                 if deleted.code:
                     failures.append(deleted.stdout)
 
     added: dict[str, tuple[Sandbox, Any]] = {}
-    with running_agent(node) as agent:
+    with running_agent(node) as running:
         workers = [
             threading.Thread(target=come_and_go, args=(worker, [node.pod() for _ in range(6)]))
             for worker in range(3)
@@ -280,14 +297,14 @@ def test_calls_and_flushes_at_once(guarded: Guarded) -> None:
             return [container for container, outcome in outcomes.items() if outcome.code]
 
         assert added, "no ADD at all has come through"
-        assert eventually(lambda: not complaints()), agent.log()
+        assert eventually(lambda: not complaints()), running.log()
         assert guarded.check() == ""
         rules = ruleset(node)
         alive = {guarded.port, *(result["interfaces"][1]["name"] for _, result in added.values())}
         named = {word.strip('",') for word in rules.split() if word.startswith('"veth')}
         assert named == alive
         for container, (pod, _) in added.items():
-            network.delete(pod, container_id=container).ok()
+            network.delete(pod, container_id=container, env=env).ok()
         rules = ruleset(node)
         assert {word.strip('",') for word in rules.split() if word.startswith('"veth')} == {guarded.port}
         assert rules.count("goto beyond") == 2
