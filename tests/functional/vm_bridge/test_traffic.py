@@ -24,6 +24,7 @@ from tests.functional.vm_bridge.lab import (
     Lab,
     frames,
 )
+from tests.harness import alone
 
 V4 = Side(socket.AF_INET, "10.1.0.1", "10.1.0.5", "10.1.0.5", "10.1.0.1", "ip")
 V6 = Side(socket.AF_INET6, "fd99::1", "fd99::5", "fd99::5", "fd99::1", "ip6")
@@ -54,6 +55,7 @@ def test_the_guest_has_the_addresses_of_its_pod(lab: Lab, side: Side) -> None:
     assert who_answers(lab.guest, side, side.outside, 80, lan=outside) == Answer("lan", side.guest)
 
 
+@alone  # an agent answers ARP for the DHCP server
 def test_the_pods_kernel_says_nothing_on_either_side(lab: Lab) -> None:
     lab.network()
     lan = lab.packets(lab.node, PORT)
