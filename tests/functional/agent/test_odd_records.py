@@ -27,9 +27,7 @@ def test_an_odd_record_is_no_other_guests_trouble(lab: Lab, case: str) -> None:
     attached_without_agent(lab)
     path = record(lab)
     good = json.loads(path.read_text())
-    settings = ODD[case]
-    if isinstance(settings, dict):
-        settings = {**good["guest"]["settings"], **settings}
+    settings = ODD[case] if case == "no object" else {**good["guest"]["settings"], **ODD[case]}
     odd = json.dumps({**good, "guest": {**good["guest"], "settings": settings}})
     # Before and behind the good one, whichever way they are gone through.
     others = [path.with_name(f"masquerade-{number}.json") for number in range(4)]
