@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -301,13 +302,37 @@ def test_calls_and_flushes_at_once(guarded: Guarded, agent: str) -> None:
         assert guarded.check() == ""
         rules = ruleset(node)
         alive = {guarded.port, *(result["interfaces"][1]["name"] for _, result in added.values())}
-        named = {word.strip('",') for word in rules.split() if word.startswith('"veth')}
-        assert named == alive
+        assert ports_named_in(rules) == alive
         for container, (pod, _) in added.items():
             network.delete(pod, container_id=container, env=env).ok()
         rules = ruleset(node)
-        assert {word.strip('",') for word in rules.split() if word.startswith('"veth')} == {guarded.port}
+        assert ports_named_in(rules) == {guarded.port}
         assert rules.count("goto beyond") == 2
+
+
+@pytest.mark.parametrize("agent", ["off", "auto"], ids=["executables", "through-the-agent"])
+def test_who_is_deleted_right_after_a_flush_does_not_come_back(guarded: Guarded, agent: str) -> None:
+    node, network, env = guarded.node, guarded.network, {"CNVNET_AGENT": agent}
+    pods = {f"pod-{number}": node.pod() for number in range(6)}
+    with running_agent(node) as running, ThreadPoolExecutor(4) as workers:
+        for _ in range(3):
+            for container, pod in pods.items():
+                network.add(pod, container_id=container, env=env).ok()
+            guarded.nft("flush ruleset")
+            deletions = [
+                workers.submit(network.delete, pod, container_id=container, env=env)
+                for container, pod in pods.items()
+            ]
+            for deletion in deletions:
+                deletion.result().ok()
+            assert eventually(lambda: guarded.check() == ""), running.log()
+            rules = ruleset(node)
+            assert ports_named_in(rules) == {guarded.port}
+            assert rules.count("goto beyond") == 2
+
+
+def ports_named_in(rules: str) -> set[str]:
+    return {word.strip('",') for word in rules.split() if word.startswith('"veth')}
 
 
 def test_a_newer_agent_brings_the_rules_up_to_date_under_traffic(guarded: Guarded) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
 
-from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, boot_id
+from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, Slot, boot_id
 from cnvnet.cni.errors import CNIError
 from cnvnet.kernel.nft import NftError
 from cnvnet.kernel.nft_fake import FakeNft
@@ -116,6 +118,23 @@ def test_while_a_call_is_at_work_it_is_left_to_the_next_look(node: Node) -> None
     assert node.guards.restore().elements > 0
     node.masquerade.restore()
     assert node.elements == node.before
+
+
+def test_who_is_deleted_between_two_looks_at_his_record_is_not_put_back(node: Node) -> None:
+    class Late(AttachmentFiles):
+        """The attachment is deleted after its record was read, and before it is locked."""
+
+        @contextmanager
+        def locked(self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False) -> Generator[Slot]:
+            node.delete()
+            with super().locked(key, wait_seconds=wait_seconds, optional=optional) as slot:
+                yield slot
+
+    tools = Tools.of(str(node.rundir), node.kernel)
+    table = GuardsTable(tools._replace(attachments=Late(str(node.rundir))))
+    node.nft.run("flush ruleset")
+    assert table.restore() == Restored(rules=True)
+    node.assert_nothing_of_an_attachment()
 
 
 def test_an_address_that_a_del_has_given_up_stays_away(node: Node) -> None:
