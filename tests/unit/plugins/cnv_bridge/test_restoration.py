@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ class Node(World):
         assert isinstance(nft, FakeNft)
         return nft
 
-    def rewrite(self, **changes: str) -> None:
+    def rewrite(self, **changes: Any) -> None:
         """The record as another call would have left it."""
         with AttachmentFiles(str(self.rundir)).locked(KEY) as slot:
             record = slot.read()
