@@ -28,9 +28,14 @@ class Change(NamedTuple):
 
 
 def apply(stack: Stack, settings: Iterable[Setting]) -> None:
-    """Sets all. Raises KernelError for one that is required."""
+    """Sets all that are not as wanted already. Raises KernelError for one that is required.
+
+    Forwarding takes other sysctls along even if it is only set to what it is.
+    """
     for setting in settings:
         try:
+            if stack.sysctls.get(setting.key) == setting.value:
+                continue
             stack.sysctls.set(setting.key, setting.value)
         except OSError:
             if setting.required:

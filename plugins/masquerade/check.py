@@ -34,10 +34,10 @@ def check(call: Call[Config], record: Record | None) -> None:
 
 def _check_addresses(pod: Pod, wanted: Wanted, bridge: Link) -> None:
     there = {address.address for address in pod.stack.addresses(bridge.ifindex)}
-    gateways = {family.gateway for family in wanted.families}
-    for gateway in sorted(gateways - there, key=str):
-        raise wrong(f"address {gateway} is missing on {bridge.name}")
-    for other in sorted(there - gateways, key=str):
+    expected = set(wanted.addresses)
+    for address in sorted(expected - there, key=str):
+        raise wrong(f"address {address} is missing on {bridge.name}")
+    for other in sorted(there - expected, key=str):
         if is_global_unicast(other.ip):
             raise wrong(f"{bridge.name} has an address {other} that nobody asked for")
 

@@ -25,6 +25,9 @@ from cnvnet.vm.sysctls import IPV4_FORWARDING, IPV6_FORWARDING, Setting
 # The same in every pod, so that a guest that moves to another finds the gateway it knows (pkg/network/link
 # StaticMasqueradeBridgeMAC).
 BRIDGE_MAC: Final = "02:00:00:00:00:00"
+# What the guest knows its IPv6 router by. It follows from the MAC address, but not where addr_gen_mode has
+# the pod's new links make theirs in another way, or none.
+ROUTER: Final = IPv6Interface("fe80::ff:fe00:0/64")
 
 
 class Observed(NamedTuple):
@@ -55,6 +58,12 @@ class Wanted(NamedTuple):
     global_: tuple[Setting, ...]
 
     @property
+    def addresses(self) -> tuple[InterfaceAddress, ...]:
+        """Those of the bridge."""
+        gateways = tuple(family.gateway for family in self.families)
+        return (*gateways, ROUTER) if any(gateway.version == 6 for gateway in gateways) else gateways
+
+    @property
     def tables(self) -> tuple[str, ...]:
         """The families that have a table."""
         return tuple(each.table.family for each in self.rulesets)
@@ -73,14 +82,14 @@ def plan(config: Config, observed: Observed) -> Wanted:
         bridge=CreateBridge(called.bridge, mac=BRIDGE_MAC, mtu=mtu, up=False),
         tap=config.tap.operation(called.tap),
         on_links=_settings_of_links(called, families),
-        global_=_global_settings(observed, families),
+        global_=_global_settings(observed, called, families),
     )
 
 
 def plan_links(wanted: Wanted, bridge: Link, tap: Link, alias: str) -> tuple[Operation, ...]:
     """Addresses, MTUs and joining of the links, and last of all up."""
     # There is nobody to ask whether he has the gateway's address; a guest that said so would have it.
-    gateways = (AddAddress(bridge.ifindex, family.gateway, nodad=True) for family in wanted.families)
+    gateways = (AddAddress(bridge.ifindex, address, nodad=True) for address in wanted.addresses)
     return (
         ChangeLink(bridge.ifindex, alias=alias),
         ChangeLink(tap.ifindex, mtu=wanted.mtu, master=bridge.ifindex, alias=alias),
@@ -185,7 +194,7 @@ def _settings_of_links(called: Names, families: tuple[Family, ...]) -> tuple[Set
     return tuple(found)
 
 
-def _global_settings(observed: Observed, families: tuple[Family, ...]) -> tuple[Setting, ...]:
+def _global_settings(observed: Observed, called: Names, families: tuple[Family, ...]) -> tuple[Setting, ...]:
     versions = {family.gateway.version for family in families}
     found = [
         # Where br_netfilter is loaded the pod's rules would see what is only bridged, and hairpins would be
@@ -196,8 +205,12 @@ def _global_settings(observed: Observed, families: tuple[Family, ...]) -> tuple[
     if 4 in versions:
         # The kernel sends redirects if either this one or the link's own is set.
         found += [Setting("net/ipv4/conf/all/send_redirects", "0"), Setting(IPV4_FORWARDING, "1")]
+        # It takes all links along, but not where it was on already and somebody has excepted some.
+        found += [Setting(f"net/ipv4/conf/{name}/forwarding", "1") for name in (called.pod, called.bridge)]
     if 6 in versions:
         # A router forgets the routes that routers told it, unless it is told to listen to them all the same.
         found += [Setting(f"net/ipv6/conf/{name}/accept_ra", "2") for name in observed.advertised]
         found.append(Setting(IPV6_FORWARDING, "1"))
+        # By this one it tells the guest that it is a router.
+        found.append(Setting(f"net/ipv6/conf/{called.bridge}/forwarding", "1"))
     return tuple(found)

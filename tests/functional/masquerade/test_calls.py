@@ -43,7 +43,8 @@ def snapshot(pod: Sandbox) -> dict[str, Any]:
 
 
 def _routes(pod: Sandbox, family: str) -> list[str]:
-    return sorted(pod.run("ip", family, "route", "show", "table", "all").stdout.splitlines())
+    shown = pod.run("ip", family, "route", "show", "table", "all").stdout
+    return sorted(shown.replace(" linkdown", "").splitlines())  # noted a while after it is so
 
 
 @pytest.mark.parametrize("sides", [SIDES, (V4,), (V6,)], ids=["both", "IPv4", "IPv6"])
@@ -261,6 +262,39 @@ def test_a_tap_in_use_is_taken_away_all_the_same(lab: Lab) -> None:
 
 
 # others
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("nft delete element ip cnv_masquerade listed { tcp . 80 }", "6 . 80 is missing in set listed"),
+        ("nft delete element ip6 cnv_masquerade reserved { 49152 }", "49152 is missing in set reserved"),
+        ("nft flush chain ip6 cnv_masquerade postrouting", "chain postrouting"),
+        ("nft add rule ip cnv_masquerade guard drop", "rules that nobody asked for"),
+        ("nft delete table ip6 cnv_masquerade", "table ip6 cnv_masquerade"),
+        ("ip link set tap0 down", "tap0 is down"),
+        ("ip link set k6t-eth0 down", "k6t-eth0 is down"),
+        ("ip link set tap0 nomaster", "tap0 is not attached"),
+        ("ip link set tap0 mtu 1300", "mtu of tap0"),
+        ("ip link set k6t-eth0 address 02:00:00:00:00:01", "the MAC of k6t-eth0"),
+        ("ip link del tap0", "tap tap0 is missing"),
+        ("ip addr del 10.0.2.1/24 dev k6t-eth0", "address 10.0.2.1/24 is missing"),
+        ("ip addr del fd10:0:2::1/120 dev k6t-eth0", "address fd10:0:2::1/120 is missing"),
+        ("ip -6 addr flush dev k6t-eth0 scope link", "address fe80::ff:fe00:0/64 is missing"),
+        ("ip addr add 10.0.2.9/24 dev k6t-eth0", "that nobody asked for"),
+        ("sysctl -qw net.ipv4.conf.eth0.forwarding=0", "conf/eth0/forwarding is 0"),
+        ("sysctl -qw net.ipv4.conf.k6t-eth0.route_localnet=0", "route_localnet is 0"),
+        ("sysctl -qw net.ipv6.conf.all.forwarding=0", "net/ipv6/conf/all/forwarding is 0"),
+    ],
+)
+def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:
+    pod = lab.pod()
+    pod.cni("ADD", ports=[{"port": 80}]).ok()
+    pod.cni("CHECK", ports=[{"port": 80}]).ok()
+    pod.run(*spoil.split())
+    error = pod.cni("CHECK", ports=[{"port": 80}]).error()
+    assert error["code"] == 100
+    assert said in error["msg"]
 
 
 def test_gc_removes_what_is_not_valid(lab: Lab) -> None:

@@ -24,6 +24,7 @@ from tests.functional.masquerade.lab import (
     who_answers,
     who_hears,
 )
+from tests.functional.masquerade.test_calls import snapshot
 
 BOTH = pytest.mark.parametrize("side", SIDES, ids=["IPv4", "IPv6"])
 LISTED: dict[str, Any] = {
@@ -162,6 +163,44 @@ def test_with_istio_all_comes_from_the_loopback_and_ssh_directly(lab: Lab) -> No
         taken.close()
     assert peer[0] == V4.gateway
     assert who_answers(pod, V4, "127.0.0.1", 15021, **both_listen(lab, pod, V4, 15021)).by == "pod"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "sysctls",
+    [
+        ("net.ipv6.conf.default.addr_gen_mode=1",),
+        ("net.ipv6.conf.default.stable_secret=2001:db8::1", "net.ipv6.conf.default.addr_gen_mode=2"),
+        (
+            "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1",
+            *(
+                f"net.ipv{version}.conf.{name}.forwarding=0"
+                for version in "46"
+                for name in ("default", "eth0")
+            ),
+        ),
+        ("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1"),
+        ("net.ipv6.conf.default.disable_ipv6=1", "net.ipv6.conf.all.forwarding=1"),
+    ],
+    ids=["no link-local address", "a stable secret", "forwarding here and there", "rp_filter", "no IPv6"],
+)
+def test_what_new_links_get_by_default_makes_no_difference(
+    lab: Lab, side: Side, sysctls: tuple[str, ...]
+) -> None:
+    pod = lab.pod()
+    pod.run("sysctl", "-qw", *sysctls)
+    before = snapshot(pod)
+    pod.cni("ADD").ok()
+    pod.cni("CHECK").ok()
+    lab.plug(pod)
+    outside = {"outside": lab.listener(lab.node, side, 80)}
+    assert who_answers(lab.guest, side, side.outside, 80, **outside) == Answer("outside", side.pod)
+    assert who_answers(lab.node, side, side.pod, 80, **both_listen(lab, pod, side, 80)).by == "guest"
+    # A router that does not say that it is one is none any more (RFC 4861, 7.2.5).
+    assert side is V4 or " router " in lab.guest.run("ip", "-6", "neigh").stdout
+    pod.cni("DEL").ok()
+    assert snapshot(pod) == before
 
 
 # guards

@@ -104,9 +104,10 @@ def test_an_ipv4_pod_gets_the_sysctls_of_ipv4_only() -> None:
 def test_an_ipv6_pod_gets_the_sysctls_of_ipv6_only() -> None:
     found = wanted(observed("fd99::5/64", advertised=("eth0",)))
     # The routes a router told are kept before the pod becomes one.
-    assert found.global_[-2:] == (
+    assert found.global_[-3:] == (
         Setting("net/ipv6/conf/eth0/accept_ra", "2"),
         Setting("net/ipv6/conf/all/forwarding", "1"),
+        Setting("net/ipv6/conf/k6t-eth0/forwarding", "1"),
     )
     assert not any(setting.key.startswith("net/ipv4") for setting in (*found.global_, *found.on_links))
 
