@@ -233,7 +233,7 @@ def _converse(
     while open_ends:
         left = None if deadline is None else (deadline - time.monotonic()) * 1000
         if left is not None and left <= 0:
-            raise _Overdue(f"no answer in {seconds:.0f} seconds")
+            raise _Overdue(f"no answer in {seconds:g} seconds")
         for descriptor, _ in poll.poll(left):
             if descriptor in heard:
                 chunk = os.read(descriptor, 65536)

@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cnvnet.caller import Program, acting_for
 from cnvnet.cni import delegate
 from cnvnet.cni.delegate import (
     delegate_add,
@@ -239,6 +241,45 @@ def test_it_is_killed_by_a_broken_pipe_as_any_program(tmp_path: Path) -> None:
         delegate_delete(request(tmp_path), "ipam")
     ignored = int(said[0].split()[1], 16)
     assert not ignored & 1 << (signal.SIGPIPE - 1)
+
+
+class Impatient:
+    """A caller whose programs may take half a second."""
+
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(path)
+
+    def program(self, path: str) -> Program:
+        return Program(path, [path], seconds=0.5)
+
+
+def test_one_that_takes_too_long_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
+    plugin(tmp_path, f"sleep 1000 & echo $! $$ >{tmp_path}/pids; wait")
+    with acting_for(Impatient()):
+        error = failure(tmp_path, (tmp_path / "ipam").read_text().partition("\n")[2])
+    assert (error.code, error.msg) == (11, f"{tmp_path}/ipam: no answer in 0.5 seconds: it has been killed")
+    deadline = time.monotonic() + 30
+    while running(tmp_path / "pids") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running(tmp_path / "pids") == []
+
+
+def running(pids: Path) -> list[str]:
+    """Those of the processes that have not ended; whoever has inherited one may not have waited for it yet."""
+    return [
+        pid
+        for pid in pids.read_text().split()
+        if Path(f"/proc/{pid}").exists()
+        and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    ]
+
+
+def test_one_that_never_stops_talking_is_killed(tmp_path: Path) -> None:
+    error = failure(tmp_path, "exec cat /dev/zero")
+    assert (error.code, "more than 16777216 bytes: it has been killed" in error.msg) == (11, True)
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
