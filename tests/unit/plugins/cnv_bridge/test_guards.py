@@ -26,6 +26,13 @@ def test_the_table_with_one_fully_guarded_port_is_the_golden_one() -> None:
     assert guards.TEXT + render(add=port) == GOLDEN.read_text()
 
 
+def test_a_later_version_has_a_later_priority() -> None:
+    """Or frames could pass while chains are exchanged: it must come after the older one, one by one."""
+    number = int(guards.VERSION.removeprefix("guard_v"))
+    chain = guards.TEXT.partition(f"chain {guards.VERSION} {{")[2].partition("}")[0]
+    assert f"type filter hook prerouting priority {number - 311}; policy accept;" in chain
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
