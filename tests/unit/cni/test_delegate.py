@@ -268,7 +268,7 @@ def test_one_that_takes_too_long_is_killed_with_all_that_it_has_started(tmp_path
 
 
 def running(pids: Path) -> list[str]:
-    """Those of the processes that have not ended; whoever has inherited one may not have waited for it yet."""
+    """Those of the processes that have not ended, be they waited for or not."""
     return [
         pid
         for pid in pids.read_text().split()
