@@ -22,7 +22,6 @@ from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.stack import Kernel, LinuxKernel
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides
@@ -109,18 +108,10 @@ class CnvBridge:
                 with self._kernel.nft() as nft:
                     if not guards.loaded(nft):
                         nft.run("\n")  # says what is missing, should that be all of nft
-                    self._ensure_guarded(nft)
         except (CNIError, OSError) as e:
             raise CNIError(NOT_AVAILABLE, str(e)) from e
         if config.ipam_type:
             self._choose_ipam(config.ipam_type).status(request)
-
-    def _ensure_guarded(self, nft: Nft) -> None:
-        from cnvnet.plugins.cnv_bridge.restoration import are_ports_unguarded
-
-        if are_ports_unguarded(nft, self._attachments):
-            what = f"table {guards.FAMILY} {guards.TABLE} is damaged: this node's ports are not guarded"
-            raise CNIError(NOT_AVAILABLE, f"{what} (cnvnet-agent puts back what has been flushed)")
 
     def _gc_masquerade(self, request: Request, valid: set[tuple[str, str]]) -> None:
         with self._kernel.nft() as nft:

@@ -124,14 +124,6 @@ def tables(rundir: str, kernel: Kernel) -> tuple[GuardsTable, MasqueradeTable]:
     return GuardsTable(tools), MasqueradeTable(tools)
 
 
-def are_ports_unguarded(nft: Nft, attachments: Attachments) -> bool:
-    """Whether there are guarded ports, and the table that should guard them does not."""
-    if guards.loaded(nft):
-        return False
-    added = (record for record in of_this_boot(attachments) if record.state == ADDED)
-    return any(Leftovers.of(record).elements for record in added)
-
-
 def of_this_boot(attachments: Attachments) -> Iterator[Record]:
     """The plugin's records, read without their locks."""
     boot = boot_id()

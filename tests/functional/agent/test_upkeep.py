@@ -138,7 +138,7 @@ def test_what_is_deleted_is_missed_by_check_and_comes_back(
             guarded.nft(command)
             assert complaint in guarded.check()
             assert guarded.lies() == (table == BRIDGE)
-            assert ("not guarded" in guarded.status()) == (complaint == "does not guard")
+            assert guarded.status() == ""  # an ADD could be served, and is what brings the rules back
         assert eventually(lambda: guarded.check() == ""), agent.log()
         assert not guarded.lies()
         assert guarded.status() == ""
