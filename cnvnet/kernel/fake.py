@@ -323,6 +323,9 @@ class _FailingNft:
     def rules(self, family: str, table: str, chain: str) -> list[nft_module.Rule]:
         return self._real.rules(family, table, chain)
 
+    def contents(self, family: str, table: str) -> str:
+        return self._real.contents(family, table)
+
     def run(self, text: str) -> str:
         self._step("run")
         return self._real.run(text)

@@ -67,7 +67,7 @@ class Nft(Protocol):
     `ensure` loads a table's constant part unless it is `intact` or there is a newer `version`, which is its
     first base chain. `change` is one transaction: first the deletions, then the additions. `missing` and
     `chain` are what CHECK asks, `rules` what cleaning up after other programs needs, all without listing.
-    `run` takes any nft script. All raise NftError.
+    `contents` is a digest of all that a table does. `run` takes any nft script. All raise NftError.
     """
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None: ...
@@ -75,6 +75,7 @@ class Nft(Protocol):
     def missing(self, elements: Sequence[Element]) -> list[Element]: ...
     def chain(self, family: str, table: str, name: str) -> Chain | None: ...
     def rules(self, family: str, table: str, chain: str) -> list[Rule]: ...
+    def contents(self, family: str, table: str) -> str: ...
     def run(self, text: str) -> str: ...
 
 
@@ -158,6 +159,14 @@ class Nftables:
             if wire.absent(e):
                 return []
             raise explained(e.errno, f"rules of {family} {table} {chain}") from e
+
+    def contents(self, family: str, table: str) -> str:
+        from cnvnet.kernel import nft_contents
+
+        try:
+            return nft_contents.digest(self._connection, family, table)
+        except NetlinkError as e:
+            raise explained(e.errno, f"table {family} {table}") from e
 
     def run(self, text: str) -> str:
         from cnvnet.kernel import nft_text

@@ -81,6 +81,11 @@ class FakeNft:
     def rules(self, family: str, table: str, chain: str) -> list[Rule]:
         return list(self.tables.get((family, table), FakeTable()).chains.get(chain, ()))
 
+    def contents(self, family: str, table: str) -> str:
+        found = self.tables.get((family, table), FakeTable())
+        rules = {name: [rule.comment for rule in there] for name, there in found.chains.items()}
+        return repr((rules, {name: sorted(there) for name, there in found.sets.items()}))
+
     def run(self, text: str) -> str:
         before = deepcopy(self.tables)
         lines = iter(line.strip() for line in text.splitlines())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cnvnet.attachments import Record
 from cnvnet.cni.errors import CNIError
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.stack import Stack
+from cnvnet.vm import traces
 from cnvnet.vm.ruleset import Ruleset
 from cnvnet.vm.tap_options import TapOptions
 
@@ -66,8 +68,11 @@ def sysctls(pod: Stack, expected: Mapping[str, str]) -> None:
             raise wrong(f"sysctl {key} is {now}, not {value}")
 
 
-def table(nft: Nft, wanted: Ruleset) -> None:
-    """Rules are known by their comments, in their order; elements by what they are. CNIError 100."""
+def table(nft: Nft, wanted: Ruleset, record: Record | None) -> None:
+    """Rules are known by their comments, in their order; elements by what they are. CNIError 100.
+
+    What is missing is named. Of anything else only the record says that somebody has changed it.
+    """
     where = wanted.table
     for chain in wanted.chains:
         there = [rule.comment for rule in nft.rules(where.family, where.name, chain.name)]
@@ -80,3 +85,6 @@ def table(nft: Nft, wanted: Ruleset) -> None:
     missing = nft.missing(wanted.elements)
     if missing:
         raise wrong(f"{where}: {' . '.join(missing[0].key)} is missing in set {missing[0].set}")
+    loaded = traces.contents(record.undo).get(str(where)) if record is not None else None
+    if loaded and loaded != nft.contents(*where):
+        raise wrong(f"{where}: a chain, a rule or a set is not as ADD made it")

@@ -72,6 +72,12 @@ def load(kernel: Kernel, netns: Netns, ruleset: Ruleset) -> None:
             raise CNIError(IO_FAILURE, f"{ruleset.table}: {e}") from e
 
 
+def contents(kernel: Kernel, netns: Netns, rulesets: Iterable[Ruleset]) -> dict[str, str]:
+    """What is in each table now (Nft.contents), by the table's name: for CHECK to compare."""
+    with kernel.nft(netns) as nft:
+        return {str(each.table): nft.contents(*each.table) for each in rulesets}
+
+
 def delete(kernel: Kernel, netns: Netns, tables: Iterable[Table]) -> None:
     """All in one transaction, whatever of them is there."""
     wanted = tuple(tables)

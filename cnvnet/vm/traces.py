@@ -69,6 +69,12 @@ def items(undo: Mapping[str, Any], key: str) -> list[object]:
     return cast("list[object]", value) if isinstance(value, list) else []
 
 
+def contents(undo: Mapping[str, Any]) -> dict[str, str]:
+    """What was in each table right after ADD, by the table's name."""
+    found = undo.get("contents")
+    return cast("dict[str, str]", found) if isinstance(found, dict) else {}
+
+
 def changes(undo: Mapping[str, Any], key: str) -> tuple[Change, ...]:
     """The sysctls of a record's undo keys; what is of another shape is left out."""
     return tuple(_changes(items(undo, key)))

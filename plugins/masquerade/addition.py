@@ -63,10 +63,11 @@ class Addition:
         with Undo() as undo:
             undo.finally_("record", slot.remove)
             slot.write(record)
-            self._guard(undo, wanted)
+            contents = self._guard(undo, wanted)
             self._links(undo, wanted, traces.alias(key))
             self._forward(undo, wanted, left)
-            slot.write(record._replace(state=ADDED, guest=guest))
+            added = {**record.undo, "contents": contents}
+            slot.write(record._replace(state=ADDED, undo=added, guest=guest))
             provider.serve(self._call.env, self._config.guest, key)
         return self._call.result or Result()
 
@@ -88,12 +89,13 @@ class Addition:
                         f"{wanted.names.pod}: another interface of this pod is masqueraded ({each.table})"
                     )
 
-    def _guard(self, undo: Undo, wanted: Wanted) -> None:
-        """Before the links are there: no packet of the guest's ever passes unguarded."""
+    def _guard(self, undo: Undo, wanted: Wanted) -> dict[str, str]:
+        """Before the links are there: no packet ever passes unguarded. Returns the contents."""
         kernel, netns = self._pod.kernel, self._pod.netns
         for each in wanted.rulesets:
             ruleset.load(kernel, netns, each)
             undo.push("nftables", ruleset.delete, kernel, netns, (each.table,))
+        return ruleset.contents(kernel, netns, wanted.rulesets)
 
     def _links(self, undo: Undo, wanted: Wanted, alias: str) -> None:
         pod = self._pod.stack

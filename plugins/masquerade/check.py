@@ -27,7 +27,7 @@ def check(call: Call[Config], record: Record | None) -> None:
     checks.sysctls(pod.stack, _expected(wanted, record))
     with pod.kernel.nft(pod.netns) as nft:
         for each in wanted.rulesets:
-            checks.table(nft, each)
+            checks.table(nft, each, record)
     if config.guest.enabled and (record is None or record.guest is None):
         raise wrong(f"the record of {call.key.ifname} does not say what the guest is to be told")
 

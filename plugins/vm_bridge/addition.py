@@ -51,9 +51,10 @@ class Addition:
             slot.write(record)
             # One for all: what has been done is there to be seen, and what it was before is in the record.
             undo.push(link.name, self._restore, left)
-            self._wire(wanted, was)
+            contents = self._wire(wanted, was)
             guest = _recorded(wanted)
-            slot.write(record._replace(state=ADDED, guest=guest))
+            added = {**record.undo, "contents": contents}
+            slot.write(record._replace(state=ADDED, undo=added, guest=guest))
             if guest is not None:
                 provider.serve(call.env, call.config.guest, call.key)
         return call.result or Result()
@@ -78,10 +79,12 @@ class Addition:
         if errors:
             raise errors[0]
 
-    def _wire(self, wanted: Wanted, was: Original) -> None:
-        """The table before the links are there, and the links up only when all is done."""
+    def _wire(self, wanted: Wanted, was: Original) -> dict[str, str]:
+        """The table before the links are there, and they up only when all is done. Returns its contents."""
         pod, alias = self._pod.stack, traces.alias(self._call.key)
-        vm_ruleset.load(self._pod.kernel, self._pod.netns, ruleset.plan(wanted.names, wanted.served))
+        kernel, netns = self._pod.kernel, self._pod.netns
+        table = ruleset.plan(wanted.names, wanted.served)
+        vm_ruleset.load(kernel, netns, table)
         (bridge,) = pod.apply(wanted.bridge)
         (tap,) = pod.apply(wanted.tap)
         pod.apply(
@@ -94,6 +97,7 @@ class Addition:
         if wanted.server is not None:
             pod.apply(AddAddress(bridge.ifindex, wanted.server))
         pod.apply(*(ChangeLink(each, up=True) for each in (bridge.ifindex, tap.ifindex, was.ifindex)))
+        return vm_ruleset.contents(kernel, netns, [table])
 
 
 def resolved(pod: Stack, was: Original, address: IPv6Address) -> str:

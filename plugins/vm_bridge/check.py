@@ -39,7 +39,7 @@ def check(call: Call[Config], record: Record | None) -> None:
         state = "does not say" if served is None else "still says"
         raise wrong(f"the record of {call.key.ifname} {state} what the guest is to be told")
     with pod.kernel.nft(pod.netns) as nft:
-        checks.table(nft, ruleset.plan(called, served))
+        checks.table(nft, ruleset.plan(called, served), record)
 
 
 def _served(record: Record) -> Settings | None:

@@ -272,6 +272,9 @@ def test_a_tap_in_use_is_taken_away_all_the_same(lab: Lab) -> None:
         ("nft flush chain ip6 cnv_masquerade postrouting", "chain postrouting"),
         ("nft add rule ip cnv_masquerade guard drop", "rules that nobody asked for"),
         ("nft delete table ip6 cnv_masquerade", "table ip6 cnv_masquerade"),
+        ("nft add element ip cnv_masquerade listed { tcp . 9999 }", "not as ADD made it"),
+        ("nft add chain ip cnv_masquerade guard { policy drop ; }", "not as ADD made it"),
+        ("nft add chain ip cnv_masquerade other", "not as ADD made it"),
         ("ip link set tap0 down", "tap0 is down"),
         ("ip link set k6t-eth0 down", "k6t-eth0 is down"),
         ("ip link set tap0 nomaster", "tap0 is not attached"),
@@ -295,6 +298,17 @@ def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:
     error = pod.cni("CHECK", ports=[{"port": 80}]).error()
     assert error["code"] == 100
     assert said in error["msg"]
+
+
+def test_check_sees_a_rule_that_says_something_else(lab: Lab) -> None:
+    pod = lab.pod()
+    pod.cni("ADD").ok()
+    comment = "the guest to the loopback of the pod"
+    shown = pod.run("nft", "-a", "list", "chain", "ip", "cnv_masquerade", "guard").stdout
+    (line,) = (line for line in shown.splitlines() if comment in line)
+    handle = line.rpartition("handle ")[2]
+    pod.run("nft", f'replace rule ip cnv_masquerade guard handle {handle} accept comment "{comment}"')
+    assert "not as ADD made it" in pod.cni("CHECK").error()["msg"]
 
 
 def test_gc_removes_what_is_not_valid(lab: Lab) -> None:

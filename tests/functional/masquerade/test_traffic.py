@@ -199,6 +199,7 @@ def test_what_new_links_get_by_default_makes_no_difference(
     assert who_answers(lab.node, side, side.pod, 80, **both_listen(lab, pod, side, 80)).by == "guest"
     # A router that does not say that it is one is none any more (RFC 4861, 7.2.5).
     assert side is V4 or " router " in lab.guest.run("ip", "-6", "neigh").stdout
+    pod.cni("CHECK").ok()
     pod.cni("DEL").ok()
     assert snapshot(pod) == before
 

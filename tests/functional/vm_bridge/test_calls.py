@@ -291,6 +291,7 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
         ("sysctl -qw net.ipv4.conf.k6t-eth0.arp_ignore=0", "arp_ignore is 0"),
         ("nft flush chain bridge cnv_guest_tap0 forward", "is missing"),
         ("nft delete table bridge cnv_guest_tap0", "is missing"),
+        ("nft add chain bridge cnv_guest_tap0 forward { policy drop ; }", "not as ADD made it"),
     ],
 )
 def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:

@@ -1,0 +1,45 @@
+"""What a table does, as a digest: two of them differ exactly if somebody has changed the table in between.
+
+Chains with hook and policy, rules in their order, sets with their elements. What is counted does not matter,
+nor who refers to what how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from cnvnet.kernel import nfnetlink as wire
+from cnvnet.kernel.netlink import attributes, text
+
+# include/uapi/linux/netfilter/nf_tables.h: what of a chain is told, the rest are its handle and its users.
+_OF_CHAIN = (3, 4, 5, 7)
+
+
+def digest(connection: wire.Connection, family: str, table: str) -> str:
+    """Raises NetlinkError."""
+    found = sha256()
+    for part in _parts(connection, family, table):
+        found.update(len(part).to_bytes(4, "big") + part)
+    return found.hexdigest()
+
+
+def _parts(connection: wire.Connection, family: str, table: str) -> Iterator[bytes]:
+    of_table = wire.string(1, table)
+    for raw in connection.dump(wire.message(wire.GETCHAIN, family)):
+        chain = attributes(raw, wire.BODY)
+        if text(chain[1]) == table:
+            yield from (chain.get(kind, b"") for kind in _OF_CHAIN)
+    for raw in connection.dump(wire.message(wire.GETRULE, family, of_table)):
+        rule = attributes(raw, wire.BODY)
+        yield rule[2]
+        for expression in wire.members(rule.get(4, b"")):
+            yield b"" if text(attributes(expression)[1]) == "counter" else expression
+    names = [
+        attributes(raw, wire.BODY)[2] for raw in connection.dump(wire.message(wire.GETSET, family, of_table))
+    ]
+    for name in sorted(names):
+        yield name
+        listing = wire.message(wire.GETSETELEM, family, of_table, wire.string(2, text(name)))
+        answers = (attributes(raw, wire.BODY).get(3, b"") for raw in connection.dump(listing))
+        yield from sorted(element for answer in answers for element in wire.members(answer))
