@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +21,13 @@ from cnvnet.agent.loop_process import PacketLoop
 
 # Of a scraper that is slow. Seconds.
 _TIMEOUT: Final = 10.0
+# At a time; a scraper has one.
+_CONNECTIONS: Final = 32
 # Of a call: from a DEL of nothing to an address manager that hangs.
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 20, 100)
+
+
+_Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
 
 
 class Metrics:
@@ -167,7 +173,33 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread for each connection, of which there are a few: anybody on this host can open one."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.BoundedSemaphore(_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: _Request, client_address: object) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: _Request, client_address: object) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: _Request, client_address: object) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            log.debug("http: a caller hung up", error=str(error))
+        else:
+            log.crash("internal error", request="http")
 
     # Python's own would ask a name server for the name of this host.
     def server_bind(self) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -168,8 +169,12 @@ def _request(env: Mapping[str, str], request: dict[str, object], seconds: float)
 def _exchange(path: str, request: dict[str, object], deadline: float) -> dict[str, object]:
     content = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        # With Python's own timeout connecting would not wait while the agent's queue is full, but fail.
+        seconds = max(0.01, deadline - time.monotonic())
+        timeout = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         connection.connect(path)
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
         connection.sendall(len(content).to_bytes(4, "big") + content)
         size = int.from_bytes(_exactly(connection, 4, deadline), "big")
         if size > _LIMIT:

@@ -198,6 +198,33 @@ def test_every_line_of_the_log_is_an_object(node: Node) -> None:
     assert events[-1]["msg"] == "agent ended"
 
 
+# Callers that reset their connections, whatever has been answered by then, and others that say nothing.
+RUDE = """
+import socket, struct
+def connect():
+    return socket.create_connection(("127.0.0.1", 9440), timeout=30)
+for said in (b"", b"GET /metrics HTTP/1.0\\r\\n\\r\\n", b"\\xff" * 70000) * 5:
+    with connect() as connection:
+        connection.sendall(said)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+silent = [connect() for _ in range(100)]
+print("held", flush=True)
+input()
+"""
+
+
+def test_rude_callers_of_the_metrics_leave_no_trace(node: Node) -> None:
+    with running_agent(node) as agent:
+        threads = Path(f"/proc/{agent.pid}/task")
+        rude = node.popen(sys.executable, "-c", RUDE, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert rude.stdout is not None
+        assert rude.stdout.readline() == "held\n"
+        assert len(list(threads.iterdir())) < 100
+        rude.communicate("\n")
+        assert eventually(lambda: agent.http("/healthz")) == (200, "ok\n")
+        assert {event["level"] for event in agent.events()} == {"info"}
+
+
 def test_text_for_people(node: Node) -> None:
     with running_agent(node, "--log-format", "text") as agent:
         assert "info    agent ready version=" in agent.log()

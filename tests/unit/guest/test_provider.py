@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,27 @@ def test_an_agent_that_died_does_not_serve(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(tmp_path / "agent.sock"))
     with pytest.raises(CNIError, match="connection refused"):
+        provider.ensure({"CNVNET_RUNDIR": str(tmp_path)}, REQUIRED)
+
+
+def test_a_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        agent = opened.enter_context(socket.socket(socket.AF_UNIX))
+        agent.bind(str(tmp_path / "agent.sock"))
+        agent.listen(0)
+        first = opened.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(tmp_path / "agent.sock"))
+
+        def answer() -> None:
+            time.sleep(0.3)  # the other thread finds the queue full
+            for _ in range(2):
+                with agent.accept()[0] as connection:
+                    content = b'{"v": 1, "ok": true}'
+                    connection.sendall(len(content).to_bytes(4, "big") + content)
+
+        helper = threading.Thread(target=answer)
+        helper.start()
+        opened.callback(helper.join)
         provider.ensure({"CNVNET_RUNDIR": str(tmp_path)}, REQUIRED)
 
 
