@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
+import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnvnet.ipam.lease import Holder, Key, Lease
 from cnvnet.ipam.sqlite import Sqlite
-from tests.bench.resident import Resident
-from tests.bench.systems import CHECKOUT, NETWORK, OURS, REFERENCE, SUBNET, System, call
+from tests.bench.programs import Programs, agent
+from tests.bench.systems import AGENT, ALONE, CHECKOUT, NETWORK, PYTHON, REFERENCE, SUBNET, System, call
 
 # A bridge has 1,023 ports at most (BR_MAX_PORTS in net/bridge/br_private.h).
 _PORTS_PER_BRIDGE = 1000
-_KEEPER = "keeper"
+_LAST = "bench-last"
+_MOST_LEASES = 1_000_000
+_LEASES_AT_ONCE = 50_000
 
 
 class Identity(NamedTuple):
@@ -40,33 +47,91 @@ def on(system: System, *argv: str, stdin: str = "") -> str:
     return run("nsenter", f"--net=/run/netns/{system.node}", *argv, stdin=stdin)
 
 
-def make_pair(
-    name: str, folder: Path, *, resident: Callable[[str], Resident] | None = None
-) -> tuple[System, System]:
-    """The two systems on fresh nodes, each with one attachment that stays; `resident` starts ours.
+class Pair(NamedTuple):
+    """The systems on two fresh nodes: the reference has one, ours share the other."""
 
-    The reference cannot give an address to a bridge whose last port has gone ("could not set bridge's mac"),
-    so a port stays on both; both have made their chains by then, too.
-    """
-    reference = _make(f"{name}-ref", REFERENCE, "bridge", "host-local", CHECKOUT / ".tools/bin", folder)
-    ours = _make(f"{name}-cnv", OURS, "cnv-bridge", "static-ip", CHECKOUT / ".tools/installed/bin", folder)
-    if resident is not None:
-        ours = ours._replace(resident=resident(ours.node))
-    pair = (reference, ours)
-    for system in pair:
-        run("ip", "netns", "add", f"{system.node}-keeper")
-        call(system, "ADD", "l3", container_id(_KEEPER), pod=f"{system.node}-keeper")
-    return pair
+    reference: System
+    agent: System
+    python: System
+    alone: System
+
+    @property
+    def nodes(self) -> tuple[System, System]:
+        """Either node's, for what is there before the clock starts."""
+        return self.reference, self.agent
 
 
-def _make(node: str, name: str, bridge: str, ipam: str, binaries: Path, folder: Path) -> System:
-    state = folder / node
-    state.mkdir(parents=True)
-    for netns in (node, f"{node}-pod"):
-        run("ip", "netns", "add", netns)
-    system = System(name, node, f"{node}-pod", bridge, ipam, binaries, state)
-    on(system, "ip", "link", "set", "lo", "up")
-    return system
+class Nodes:
+    """Makes nodes, below `folder` what they keep on the disk, and takes them away again."""
+
+    def __init__(self, folder: Path, programs: Programs) -> None:
+        self._folder = folder
+        self._programs = programs
+
+    @contextmanager
+    def pair(self, name: str, *, chains: int = 0) -> Generator[Pair]:
+        """Each node with one attachment that stays, and so many chains of somebody else's.
+
+        The reference cannot give an address to a bridge whose last port has gone ("could not set bridge's
+        mac"), so a port stays on both; both have made their chains by then, too.
+        """
+        reference, ours = f"{name}-ref", f"{name}-cnv"
+        with ExitStack() as undo:
+            for node in (reference, ours):
+                self._make(node, undo)
+            pair = Pair(
+                System(
+                    REFERENCE,
+                    reference,
+                    f"{reference}-pod",
+                    "bridge",
+                    "host-local",
+                    CHECKOUT / ".tools/bin",
+                    self._folder / reference,
+                    "off",
+                ),
+                self._ours(AGENT, ours, self._programs.launchers, "auto"),
+                self._ours(PYTHON, ours, self._programs.executables, "auto"),
+                self._ours(ALONE, ours, self._programs.executables, "off"),
+            )
+            undo.enter_context(agent(ours))
+            for system in pair.nodes:
+                if chains:
+                    add_foreign_chains(system, chains)
+                keep(system, f"{system.node}-keeper", "l3")
+            yield pair
+
+    def _ours(self, column: str, node: str, binaries: Path, agent: str) -> System:
+        return System(
+            column, node, f"{node}-pod", "cnv-bridge", "static-ip", binaries, self._folder / node, agent
+        )
+
+    def _make(self, node: str, undo: ExitStack) -> None:
+        (self._folder / node).mkdir(parents=True)
+        undo.callback(_remove, node, self._folder / node)
+        for netns in (node, f"{node}-pod"):
+            run("ip", "netns", "add", netns)
+        run("ip", "-n", node, "link", "set", "lo", "up")
+
+
+def keep(system: System, pod: str, kind: str) -> None:
+    """An attachment that stays as long as the node, of a pod that is made for it."""
+    run("ip", "netns", "add", pod)
+    call(system, "ADD", kind, container_id(pod), pod=pod)
+
+
+def _remove(node: str, folder: Path) -> None:
+    """The node with all its pods. It has gone on return: the next case has the machine for itself."""
+    for each in Path("/run/netns").iterdir():
+        if each.name == node or each.name.startswith(f"{node}-"):
+            run("ip", "netns", "del", each.name)
+    shutil.rmtree(folder)
+    # Namespaces go in the order in which they were deleted, and a veth's other end goes with its own.
+    run("ip", "netns", "add", _LAST)
+    run("ip", "link", "add", _LAST, "type", "veth", "peer", "name", "inside", "netns", _LAST)
+    run("ip", "netns", "del", _LAST)
+    while _LAST in (name for _, name in socket.if_nameindex()):
+        time.sleep(0.05)
 
 
 def container_id(name: str) -> str:
@@ -160,25 +225,26 @@ def add_foreign_chains(system: System, count: int) -> None:
     on(system, "nft", "-f", "-", stdin="\n".join(["add table ip foreign", *chains, *rules]) + "\n")
 
 
-def add_leases(system: System, count: int) -> None:
-    """So many addresses, scattered over the subnet, as the system itself would have stored them."""
-    addresses = _addresses(count)
+def add_leases(system: System, first: int, last: int) -> None:
+    """Addresses numbered first to last-1, scattered over the subnet, stored as the system itself does it."""
     if system.name == REFERENCE:
         folder = system.folder / NETWORK
-        for number, ip in enumerate(addresses):
-            (folder / str(ip)).write_text(f"{container_id(str(number))}\r\neth0")
+        for number in range(first, last):
+            (folder / str(_addresses()[number])).write_text(f"{container_id(str(number))}\r\neth0")
         return
     store = Sqlite(str(system.folder))
-    with store.transaction() as ledger:
-        for number, ip in enumerate(addresses):
-            holder = Holder(container_id(str(number)), "eth0", "active", "", 0, "", 0)
-            lease = Lease(Key(NETWORK, "default", f"vm-{number}", "eth0"), (ip,), holders=(holder,))
-            ledger.change(None, lease, until=0)
+    for begin in range(first, last, _LEASES_AT_ONCE):
+        with store.transaction() as ledger:
+            for number in range(begin, min(begin + _LEASES_AT_ONCE, last)):
+                holder = Holder(container_id(str(number)), "eth0", "active", "", 0, "", 0)
+                key = Key(NETWORK, "default", f"vm-{number}", "eth0")
+                ledger.change(None, Lease(key, (_addresses()[number],), holders=(holder,)), until=0)
     store.close()
 
 
-def _addresses(count: int) -> list[IPv4Address]:
+@cache
+def _addresses() -> list[IPv4Address]:
     network = IPv4Network(SUBNET)
     # Beyond what the attachments of the run itself get at its low end.
-    numbers = random.Random(0).sample(range(1 << 16, network.num_addresses - 2), count)
+    numbers = random.Random(0).sample(range(1 << 16, network.num_addresses - 2), _MOST_LEASES)
     return [network[number] for number in numbers]

@@ -1,18 +1,16 @@
-"""The two systems: where their programs and folders are, what they are asked, and one call timed."""
+"""The systems: where their programs and folders are, what they are asked, and calls timed."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cnvnet.kernel import netns
-
-if TYPE_CHECKING:
-    from tests.bench.resident import Resident
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NETWORK = "bench"
@@ -21,11 +19,16 @@ SUBNET = "10.0.0.0/9"
 # Where a call's configuration and output are kept: in memory, so that no disk is timed with them.
 SCRATCH = Path("/run/bench")
 
-REFERENCE, OURS = "reference", "cnvnet"
+# The reference plugins, and ours three ways; ITSELF is the agent where there is nothing to slow it down.
+REFERENCE, AGENT, PYTHON, ALONE, ITSELF = "reference", "agent", "python", "alone", "itself"
+
+_WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+# What an agent has deleted is gone a moment later.
+_PATIENCE: Final = 10.0
 
 
 class System(NamedTuple):
-    """One of the two on one node: a network namespace with a pod, and folders for its state."""
+    """One of them on one node: a network namespace with a pod, and folders for its state."""
 
     name: str
     node: str
@@ -34,25 +37,42 @@ class System(NamedTuple):
     ipam: str
     bin: Path
     folder: Path
-    # Where the calls go if not to executables.
-    resident: Resident | None = None
+    # CNVNET_AGENT of its calls.
+    agent: str
 
     def config(self, kind: str) -> dict[str, Any]:
-        """The network configuration of a kind: l2, macspoofchk, l3; ipam is the address manager alone."""
+        """The network configuration of a kind: l2, macspoofchk, l3, ipmasq with the name of a backend of the
+        reference's; ipam is the address manager alone.
+        """
         base: dict[str, Any] = {"cniVersion": "1.0.0", "name": NETWORK, "type": self.bridge, "bridge": "br0"}
         ipam = {"type": self.ipam, "subnet": SUBNET, "dataDir": str(self.folder)}
-        match kind:
-            case "l2":
+        match kind.split():
+            case ["l2"]:
                 return base
-            case "macspoofchk":
+            case ["macspoofchk"]:
                 return {**base, "macspoofchk": True}
-            case "l3":
+            case ["l3"]:
                 return {**base, "isGateway": True, "ipam": ipam}
+            case ["ipmasq", backend]:
+                return {**base, "isGateway": True, "ipMasq": True, "ipMasqBackend": backend, "ipam": ipam}
             case _:
                 return {**base, "ipam": ipam}
 
     def program(self, kind: str) -> str:
         return str(self.bin / (self.ipam if kind == "ipam" else self.bridge))
+
+    def environment(self, command: str, container_id: str, pod: str) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container_id,
+            "CNI_NETNS": f"/run/netns/{pod}",
+            "CNI_IFNAME": IFNAME,
+            "CNI_PATH": str(self.bin),
+            "CNVNET_AGENT": self.agent,
+            "CNVNET_RUNDIR": f"/run/{self.node}",
+            "CNVNET_STATEDIR": str(self.folder),
+        }
 
 
 class Failed(Exception):
@@ -62,47 +82,69 @@ class Failed(Exception):
 def call(
     system: System, command: str, kind: str, container_id: str, *, pod: str = ""
 ) -> tuple[float, dict[str, Any]]:
-    """One call on the system's node: its milliseconds (from posix_spawn to wait, or in the process that
-    stays), and the printed document.
-    """
+    """One call on the system's node: its milliseconds from posix_spawn to wait, and the printed document."""
     config, output, errors = (SCRATCH / name for name in ("stdin", "stdout", "stderr"))
-    environment = {
-        "PATH": os.environ["PATH"],
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": container_id,
-        "CNI_NETNS": f"/run/netns/{pod or system.pod}",
-        "CNI_IFNAME": IFNAME,
-        "CNI_PATH": str(system.bin),
-        "CNVNET_AGENT": "off",
-        "CNVNET_RUNDIR": f"/run/{system.node}",
-        "CNVNET_STATEDIR": str(system.folder),
-    }
-    if system.resident is not None:
-        answer = system.resident.call(
-            Path(system.program(kind)).name, environment, json.dumps(system.config(kind))
-        )
-        if answer.exit:
-            raise Failed(f"{system.name}: {command} {kind}: {answer.stdout}{answer.stderr}")
-        return answer.spent, json.loads(answer.stdout) if answer.stdout else {}
     config.write_text(json.dumps(system.config(kind)))
-    status, spent = _spawn(system, system.program(kind), environment, config, output, errors)
+    environment = system.environment(command, container_id, pod or system.pod)
+    with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
+        begun = time.perf_counter_ns()
+        pid = _spawn(system.program(kind), environment, config, output, errors)
+        _, status = os.waitpid(pid, 0)
+        spent = (time.perf_counter_ns() - begun) / 1e6
     if status:
         raise Failed(f"{system.name}: {command} {kind}: {output.read_text()}{errors.read_text()}")
     text = output.read_text()
     return spent, json.loads(text) if text.strip() else {}
 
 
-def _spawn(
-    system: System, program: str, environment: Mapping[str, str], config: Path, output: Path, errors: Path
-) -> tuple[int, float]:
-    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+def burst(system: System, command: str, kind: str, pods: Sequence[str], parallel: int) -> float:
+    """One call for each of the pods, so many at a time: milliseconds from the first until all have ended
+    and, after DEL, until their links are gone.
+    """
+    config = SCRATCH / "stdin"
+    config.write_text(json.dumps(system.config(kind)))
+    environments = [system.environment(command, pod, pod) for pod in pods]
+    running: dict[int, str] = {}
+    with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
+        links = len(socket.if_nameindex())
+        begun = time.perf_counter_ns()
+        for environment, pod in zip(environments, pods, strict=True):
+            if len(running) == parallel:
+                _reap(system, command, running)
+            output = SCRATCH / f"{pod}.out"
+            running[_spawn(system.program(kind), environment, config, output, output)] = pod
+        while running:
+            _reap(system, command, running)
+        if command == "DEL":
+            _await_links(links - len(pods))
+        return (time.perf_counter_ns() - begun) / 1e6
+
+
+def await_quiet(system: System) -> None:
+    """What the agent still deletes would be timed with the next system's call."""
+    with netns.opened(f"/run/netns/{system.pod}") as pod, netns.entered(pod):
+        _await_links(1)
+
+
+def _spawn(program: str, environment: Mapping[str, str], config: Path, output: Path, errors: Path) -> int:
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, str(config), os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(output), write, 0o600),
-        (os.POSIX_SPAWN_OPEN, 2, str(errors), write, 0o600),
+        (os.POSIX_SPAWN_OPEN, 1, str(output), _WRITE, 0o600),
+        (os.POSIX_SPAWN_OPEN, 2, str(errors), _WRITE, 0o600),
     ]
-    with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
-        begun = time.perf_counter_ns()
-        pid = os.posix_spawn(program, [program], environment, file_actions=actions)
-        _, status = os.waitpid(pid, 0)
-        return status, (time.perf_counter_ns() - begun) / 1e6
+    return os.posix_spawn(program, [program], environment, file_actions=actions)
+
+
+def _reap(system: System, command: str, running: dict[int, str]) -> None:
+    pid, status = os.waitpid(-1, 0)
+    pod = running.pop(pid, "")
+    if status and pod:
+        raise Failed(f"{system.name}: {command}: {(SCRATCH / f'{pod}.out').read_text()}")
+
+
+def _await_links(at_most: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while len(socket.if_nameindex()) > at_most:
+        if time.monotonic() > deadline:
+            raise Failed(f"links that were deleted are still there: {socket.if_nameindex()}")
+        time.sleep(0.001)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 from tests.functional.agent.lab import children, eventually, is_there
 
@@ -96,11 +97,16 @@ def test_the_demo_says_what_it_knows() -> None:
     assert done.stderr == "demo: knows --no-vm, not --vm (scripts/demo --help)\n"
 
 
-def test_the_bench_measures_every_operation_on_both_systems() -> None:
-    rows = json.loads(run_script("bench", "--quick", "--json"))
-    measured = {row["operation"] for row in rows}
-    assert measured >= {
-        f"{kind} {command}" for kind in ("L2", "L3", "macspoofchk", "IPAM") for command in ("ADD", "DEL")
-    }
-    assert measured >= {"bridge VERSION", "IPAM VERSION"}
-    assert all(min(row["reference"] + row["ours"]) > 0 for row in rows)
+def test_the_bench_measures_all_systems_and_draws_its_chart(tmp_path: Path) -> None:
+    before, chart = traces(), tmp_path / "chart.svg"
+    cases = [f"--only={name}" for name in ("version", "ports", "burst", "leases")]
+    rows = json.loads(run_script("bench", "--quick", "--json", "--chart", str(chart), *cases))
+    measured = {row["operation"]: row["samples"] for row in rows}
+    calls = {f"{kind} {command}" for kind in ("macspoofchk", "6 L2", "IPAM") for command in ("ADD", "DEL")}
+    assert set(measured) == {"VERSION", "1,000 frames/s", *calls}
+    for operation in ("VERSION", *calls):
+        assert measured[operation].keys() >= {"reference", "agent", "python", "alone"}
+    assert all(min(samples) > 0 for row in rows for samples in row["samples"].values())
+    texts = {element.text for element in ElementTree.parse(chart).iter() if element.text}
+    assert {"bridge v1.9.1", "static-ip, agent", "40", "200"} <= texts
+    assert traces() == before

@@ -1,0 +1,34 @@
+"""Rounds: everybody has one turn in each, and somebody else the first one every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Turn(NamedTuple):
+    """`cycle` measures once, given the round's number, in one of `every` rounds."""
+
+    column: str
+    cycle: Callable[[int], Sequence[float]]
+    every: int = 1
+
+
+Samples = dict[str, list[float]]
+
+
+def interleaved(turns: Sequence[Turn], rounds: int) -> list[Samples]:
+    """For each figure of a cycle the samples by column."""
+    for turn in turns:
+        turn.cycle(-1)  # caches are warm, chains are made
+    measured: dict[str, list[Sequence[float]]] = {turn.column: [] for turn in turns}
+    for number in range(rounds):
+        first = number % len(turns)
+        for turn in [*turns[first:], *turns[:first]]:
+            if number % turn.every == 0:
+                measured[turn.column].append(turn.cycle(number))
+    by_figure = {
+        column: [list(each) for each in zip(*cycles, strict=True)] for column, cycles in measured.items()
+    }
+    figures = len(next(iter(by_figure.values())))
+    return [{column: each[index] for column, each in by_figure.items()} for index in range(figures)]
