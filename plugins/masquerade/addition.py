@@ -27,6 +27,9 @@ def observe(pod: Stack, request: Request, result: Result | None) -> Observed:
         for route in plan.default_routes(pod.routes())
         if plan.came_from_an_advertisement(route) and (found := pod.link(route.ifindex)) is not None
     ]
+    # What has a lifetime would run out one day: nobody but a router prolongs it.
+    if any(each.address.version == 6 and not each.permanent for each in pod.addresses(link.ifindex)):
+        heeding.append(link.name)
     return Observed(
         link,
         pod_interface.addresses(pod, link),

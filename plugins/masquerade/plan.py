@@ -33,8 +33,8 @@ ROUTER: Final = IPv6Interface("fe80::ff:fe00:0/64")
 class Observed(NamedTuple):
     """What is there: the pod's interface with its addresses, and where router advertisements are heeded.
 
-    `advertised` are the names of the links whose IPv6 default route came from an advertisement and that take
-    more of them (accept_ra is 1).
+    `advertised` are the names of the links whose IPv6 default route or addresses came from an advertisement
+    and that take more of them (accept_ra is 1).
     """
 
     pod: Link

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from cnvnet.kernel import netns, tap
 from cnvnet.kernel.tap import CreateTap
 from tests.functional.bridge.network import host_local
 from tests.functional.bridge.test_cnitool import Cnitool
-from tests.functional.masquerade.lab import MULTI_QUEUE, SIDES, TAP_NO_PI, V4, V6, Lab, a_lab, open_tap
+from tests.functional.masquerade.lab import (
+    MULTI_QUEUE,
+    PATIENCE,
+    SIDES,
+    TAP_NO_PI,
+    V4,
+    V6,
+    Lab,
+    a_lab,
+    open_tap,
+)
 from tests.harness import VERSIONS, Node, Sandbox, alone, namespace
 
 # What says how much there is, or was, of something.
@@ -193,6 +204,40 @@ def test_the_default_route_that_a_router_told_survives(lab: Lab) -> None:
     (last,) = pod.ip("-6", "route", "show", "default")
     assert (last["gateway"], last["protocol"]) == ("fe80::1", "ra")
     assert pod.run("sysctl", "-n", "net.ipv6.conf.eth0.accept_ra").stdout.strip() == "1"
+
+
+def test_addresses_that_a_router_told_are_still_prolonged(lab: Lab) -> None:
+    from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+    from scapy.layers.l2 import Ether
+
+    pod = lab.pod(sides=(V4,))
+    pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=1", "net.ipv6.conf.eth0.addr_gen_mode=0")
+    mouth = lab.packets(lab.node, "br0")
+    source = (lab.node.link("br0") or {})["address"]
+
+    def advertise(lifetime: int) -> None:
+        # Not by a router that wants to be the default one.
+        prefix = ICMPv6NDOptPrefixInfo(prefix="fd99::", validlifetime=lifetime, preferredlifetime=lifetime)
+        packet = IPv6(src="fe80::1", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=0) / prefix
+        mouth.send(bytes(Ether(src=source, dst="33:33:00:00:00:01") / packet))
+        time.sleep(0.1)
+
+    def lifetime() -> int:
+        (shown,) = pod.ip("-6", "addr", "show", "dev", "eth0")
+        found = [each["valid_life_time"] for each in shown["addr_info"] if each["local"].startswith("fd99:")]
+        return found[0] if found else 0
+
+    deadline = time.monotonic() + PATIENCE
+    while not lifetime():
+        assert time.monotonic() < deadline
+        advertise(10000)
+    pod.cni("ADD").ok()
+    while lifetime() < 50000:
+        assert time.monotonic() < deadline, "the pod heeds its router no more"
+        advertise(90000)
+    pod.cni("CHECK").ok()
+    pod.cni("DEL").ok()
+    assert pod.run("sysctl", "-n", "net.ipv6.conf.eth0.accept_ra").stdout == "1\n"
 
 
 # the tap
