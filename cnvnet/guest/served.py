@@ -83,7 +83,7 @@ class Guest:
     def _send(self, answer: Answer, count: Count) -> None:
         for frame in answer.frames:
             try:
-                self.tap.send(frame)
+                tap_socket.write(self.tap, frame)
             except OSError as e:
                 count(answer.service, "unsent", "")
                 # No room, or longer than the tap's MTU, concerns this frame. A socket's error is told once,

@@ -21,11 +21,13 @@ from cnvnet.guest.services import Services
 _SOL_PACKET: Final = 263
 _PACKET_STATISTICS: Final = 6
 _PACKET_AUXDATA: Final = 8
+_PACKET_QDISC_BYPASS: Final = 20
 _PACKET_IGNORE_OUTGOING: Final = 23
 _ETH_P_ALL: Final = 3
 _SO_ATTACH_FILTER: Final = 26
 _SIOCGIFFLAGS: Final = 0x8913
 _IFF_UP: Final = 1
+_IFF_RUNNING: Final = 1 << 6
 _TP_STATUS_VLAN_VALID: Final = 1 << 4
 _AUXDATA: Final = struct.Struct("=IIIHHHH")
 _IFREQ: Final = struct.Struct("=16sH22x")
@@ -93,21 +95,55 @@ def read(tap: socket.socket) -> bytes:
     return frame
 
 
+def write(tap: socket.socket, frame: bytes) -> None:
+    """Sends a frame to the guest. OSError: the tap has no room for it (ENOBUFS), is down or gone.
+
+    When the guest opens its tap the kernel sets up the tap's queue somewhat later, as soon as nobody holds
+    the RTNL, and until then loses without a word what is sent there: such a frame goes past the queue. Not
+    every frame does, for those that do are not seen by tcpdump.
+    """
+    past = not _is_ready(tap)
+    if past:
+        tap.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
+    try:
+        tap.send(frame)
+    finally:
+        if past:
+            tap.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 0)
+
+
+def _is_ready(tap: socket.socket) -> bool:
+    """Whether the kernel has taken notice that the guest has its tap open; of a tap that is gone as well."""
+    try:
+        return bool(_flags(tap) & _IFF_RUNNING)
+    except OSError:
+        return True  # sending says what is wrong
+
+
 def state(tap: socket.socket) -> str:
     """UP, DOWN, or GONE for a tap that is deleted or was moved to another namespace.
 
     Both end the socket's reading with ENETDOWN. It goes on by itself when a tap that was down is up again.
     """
-    name = tap.getsockname()[0]
-    if not name:  # the socket lost its ifindex
+    if not _name(tap):  # the socket lost its ifindex
         return GONE
     try:
-        request = fcntl.ioctl(tap, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(name), 0))
+        return UP if _flags(tap) & _IFF_UP else DOWN
     except OSError as e:
         if e.errno != errno.ENODEV:
             raise
         return DOWN  # it got another name between the two calls, or is going: the next look tells
-    return UP if _IFREQ.unpack(request)[1] & _IFF_UP else DOWN
+
+
+def _name(tap: socket.socket) -> str:
+    name: str = tap.getsockname()[0]
+    return name
+
+
+def _flags(tap: socket.socket) -> int:
+    """The link's. OSError ENODEV: it has none."""
+    request = fcntl.ioctl(tap, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(_name(tap)), 0))
+    return int(_IFREQ.unpack(request)[1])
 
 
 def take_drops(tap: socket.socket) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.guest import services, settings_json
+from cnvnet.guest import services, settings_json, tap_socket
 from cnvnet.guest.served import BURST, FRAMES_PER_SECOND, TURN, Guest
 from tests.unit.guest.guests import MASQUERADE
 from tests.unit.guest.test_services import SOUND
@@ -53,7 +53,11 @@ class Wire:
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
+def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    def write(tap: socket.socket, frame: bytes) -> None:
+        tap.send(frame)
+
+    monkeypatch.setattr(tap_socket, "write", write)  # there is no link to look at
     # Not SOCK_DGRAM, of which a socket pair holds ten.
     tap, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with tap, client:
