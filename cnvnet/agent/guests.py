@@ -183,6 +183,8 @@ class Guests:
         if record is None or reason:
             raise NotServed(name, reason)
         guest = self._guests.get(name)
+        if guest is None:
+            self._disown(record.netns_inode)
         if guest is None or guest.record != record:
             guest = self._guests[name] = _Guest(name, record, served=guest is not None and guest.served)
             guest.problem = "it has not been tried yet"
@@ -190,6 +192,14 @@ class Guests:
                 self._loop.drop(name)  # what it was told is not true any more
                 guest.served = False
         return guest
+
+    def _disown(self, inode: int) -> None:
+        """A namespace gets the number of one that has just gone, whose pod is another."""
+        if any(
+            other.record.netns_inode == inode and not _is_there(other.record)
+            for other in self._guests.values()
+        ):
+            self._dns.forget(inode)
 
     def _serve(self, guest: _Guest) -> None:
         """Serves it anew with what is known now, or remembers why that cannot be."""
