@@ -89,18 +89,20 @@ def test_a_tap_that_was_down_is_served_when_it_is_up_again(served: tuple[Loop, G
 def test_who_asks_at_the_moment_in_which_it_opens_its_tap_is_answered(lab: Lab) -> None:
     """The kernel has not set up the tap's queue yet then, which takes longer the more goes on elsewhere."""
     loop, pod, elsewhere = lab.loop(), lab.sandbox(), lab.sandbox()
-    pod.run("ip", "tuntap", "add", "tap0", "mode", "tap")  # it stays when the guest goes
-    pod.run("ip", "link", "set", "tap0", "addrgenmode", "none", "up")
     elsewhere.run("ip", "link", "add", "one0", "type", "veth", "peer", "name", "other0")
     flapping = "while :; do ip link set one0 up; ip link set one0 down; done"
     with elsewhere.popen("sh", "-c", flapping) as busy, ExitStack() as undo:
         undo.callback(busy.kill)  # before its end is waited for
-        for number in range(60):
-            guest = Guest(pod, "tap0", undo, up=False)
-            if not number:
-                assert loop.serve("vm1", guest, MASQUERADE) == {"served": "vm1"}
-            assert ask4(guest, "discover").kind == 2
-            guest.unplug()
+        for tap in (f"tap{number}" for number in range(60)):
+            # It is there before its guest is, as a plugin makes it.
+            pod.run("ip", "tuntap", "add", tap, "mode", "tap")
+            pod.run("ip", "link", "set", tap, "addrgenmode", "none", "up")
+            with netns.opened(pod.netns) as inside, netns.entered(inside):
+                made = tap_socket.open_tap(tap, services.prepare(MASQUERADE))
+            with made:
+                message = {"serve": tap, "settings": settings_json.encode(MASQUERADE)}
+                assert loop.ask(message, made.fileno()) == {"served": tap}
+            assert ask4(Guest(pod, tap, undo, up=False), "discover").kind == 2
 
 
 def test_a_guest_hears_of_its_router_when_its_tap_comes_up(lab: Lab) -> None:
