@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -137,6 +138,11 @@ class Lab:
         pod.run("ip", "link", "set", "eth0", "addrgenmode", "none", *(("up",) if up else ()))
         for side in sides:
             pod.run("ip", "addr", "add", f"{side.pod}/{_length(side)}", "dev", "eth0", *_nodad(side))
+        deadline = time.monotonic() + PATIENCE
+        # The kernel takes note of a carrier a while after it is there.
+        while up and (pod.link("eth0") or {})["operstate"] != "UP":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         return pod
 
     def plug(self, pod: Sandbox, tap: str = "tap0") -> None:
