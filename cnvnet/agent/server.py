@@ -94,9 +94,13 @@ class Server:
         return all(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        poll = select.poll()
-        poll.register(self._listening, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        with select.epoll() as poll:
+            # A caller wakes one of those who wait: of all of them, every other one would be in its way.
+            poll.register(self._listening, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            poll.register(self._wake, select.EPOLLIN)
+            self._accept(poll)
+
+    def _accept(self, poll: select.epoll) -> None:
         while not self._stopping:
             poll.poll()
             try:
