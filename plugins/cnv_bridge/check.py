@@ -18,6 +18,7 @@ from cnvnet.kernel.stack import Reader, Stack
 from cnvnet.kernel.vlans import VlanRange
 from cnvnet.plugins.cnv_bridge import guards, legacy, masquerade, plan
 from cnvnet.plugins.cnv_bridge.config import Config
+from cnvnet.vm import stand_in
 
 # CHECK found something else than ADD left: 100 and above are a plugin's own codes.
 NOT_AS_ADDED: Final = 100
@@ -26,28 +27,41 @@ _GUARDS: Final = ("macspoofchk", "ipspoofchk", "dhcpGuard", "raGuard")
 
 
 class Ends(NamedTuple):
-    """The links of an attachment that passed: the bridge, its port and the container's end."""
+    """The links of an attachment that passed: the bridge, its port, the container's end and its interface.
+
+    The last two are one, unless a VM has taken the container's place (vm-bridge): then `interface` stands in
+    for the end of the veth, and keeps the MAC and the addresses for the VM.
+    """
 
     bridge: Link
     port: Link
     container: Link
+    interface: Link
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a VM has taken the container's place."""
+        return self.container is not self.interface
 
 
 def check_links(host: Stack, pod: Stack, request: Request, config: Config, result: Result) -> Ends:
     """Bridge, port and container's end: there, joined, of the right MAC, MTU and flags, and up."""
     of_container = _container_entry(request, config, result)
     bridge = _check_bridge(host, config)
-    container = pod.link(request.ifname)
-    if container is None:
+    interface = pod.link(request.ifname)
+    if interface is None:
         raise wrong(f"Interface name {request.ifname} not found")
+    container = stand_in.original(pod, interface) if stand_in.is_one(interface) else interface
+    if container is None:
+        raise wrong(f"Container interface {request.ifname}, whose place a VM has taken, not found")
     if container.kind != "veth":
-        raise wrong(f"Error: Container interface {request.ifname} not of type veth")
-    if of_container.mac and of_container.mac.lower() != container.mac:
+        raise wrong(f"Error: Container interface {container.name} not of type veth")
+    if of_container.mac and of_container.mac.lower() != interface.mac:
         raise wrong(
-            f"Interface {request.ifname} Mac {of_container.mac} doesn't match container Mac: {container.mac}"
+            f"Interface {request.ifname} Mac {of_container.mac} doesn't match container Mac: {interface.mac}"
         )
     port = host.link(container.peer) if container.peer else None
-    ends = Ends(bridge, _check_port(config, result, bridge, container, port), container)
+    ends = Ends(bridge, _check_port(config, result, bridge, container, port), container, interface)
     _check_settings(config, ends)
     return ends
 
@@ -70,13 +84,15 @@ def check_vlans(host: Reader, config: Config, ends: Ends) -> None:
 
 
 def check_addresses(pod: Reader, ends: Ends, result: Result) -> None:
-    """The addresses and routes of prevResult."""
-    present = {address.address: address for address in pod.addresses(ends.container.ifindex)}
+    """The addresses and routes of prevResult. A VM's routes are in the VM."""
+    present = {address.address: address for address in pod.addresses(ends.interface.ifindex)}
     for ip in container_addresses(result):
         if ip not in present:
-            raise wrong(f"Failed to match addr {ip} on interface {ends.container.name}")
+            raise wrong(f"Failed to match addr {ip} on interface {ends.interface.name}")
         if present[ip].dad_failed:
-            raise wrong(f"{ip} of {ends.container.name}: somebody else has it (DADFAILED)")
+            raise wrong(f"{ip} of {ends.interface.name}: somebody else has it (DADFAILED)")
+    if ends.is_bound:
+        return
     routes = [(route.dst, route.table, route.gw) for route in pod.routes()]
     for route in result.routes:
         table = route.table or MAIN_TABLE
@@ -110,10 +126,12 @@ def check_gateway(host: Stack, config: Config, result: Result) -> None:
 
 
 def check_guards(nft: Nft, config: Config, ends: Ends, result: Result) -> None:
-    """The port's elements, for the MAC that the container has now, and the chain that looks at them."""
+    """The port's elements, for the MAC that the container or its VM has now, and the chain that looks at
+    them.
+    """
     wanted = config.guards
     names = " ".join(key for key, value in zip(_GUARDS, wanted, strict=True) if value)
-    elements = guards.elements(ends.port.name, ends.container.mac, container_addresses(result), wanted)
+    elements = guards.elements(ends.port.name, ends.interface.mac, container_addresses(result), wanted)
     if elements and not guards.loaded(nft):
         raise wrong(f"{names}: table {guards.FAMILY} {guards.TABLE} does not guard {ends.port.name}")
     if wanted.macspoofchk and ends.bridge.bridge is not None and ends.bridge.bridge.linklocal_learning:

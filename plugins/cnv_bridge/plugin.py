@@ -71,7 +71,8 @@ class CnvBridge:
             check.check_vlans(sides.host, config, ends)
             if config.ipam_type:
                 check.check_addresses(sides.pod, ends, result)
-                check.check_sysctls(sides.pod, plan.container_settings(config, request.ifname, result))
+                if not ends.is_bound:
+                    check.check_sysctls(sides.pod, plan.container_settings(config, request.ifname, result))
                 check.check_gateway(sides.host, config, result)
             if any(config.guards) or config.ip_masq:
                 nft = opened.enter_context(self._kernel.nft())

@@ -12,9 +12,9 @@ from cnvnet.kernel.links import Link
 from cnvnet.plugins.binding import Call
 from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.config import Config
-from cnvnet.plugins.vm_bridge.leftovers import STAND_INS, Leftovers
+from cnvnet.plugins.vm_bridge.leftovers import Leftovers
 from cnvnet.plugins.vm_bridge.original import Original
-from cnvnet.vm import checks, names
+from cnvnet.vm import checks, names, stand_in
 from cnvnet.vm.checks import wrong
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod import Pod
@@ -78,7 +78,7 @@ def _check_nic(pod: Pod, called: Names, was: Original, bridge: Link) -> None:
 
 def _check_stand_in(pod: Pod, was: Original) -> None:
     link = pod.stack.link(was.name)
-    if link is None or link.kind not in STAND_INS:
+    if link is None or link.kind not in stand_in.KINDS:
         raise wrong(f"{was.name}, which stands in for the pod's interface, is missing")
     if (link.mac, link.mtu) != (was.mac, was.mtu):
         raise wrong(f"{was.name} has MAC {link.mac} and MTU {link.mtu}, not {was.mac} and {was.mtu}")

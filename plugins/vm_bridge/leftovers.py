@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from cnvnet.attachments import Key
 from cnvnet.attempts import Attempts
@@ -18,13 +18,11 @@ from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.original import Original
 from cnvnet.vm import names as all_names
 from cnvnet.vm import ruleset as vm_ruleset
+from cnvnet.vm import stand_in as stand_ins
 from cnvnet.vm import sysctls, traces
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod import Pod
 from cnvnet.vm.sysctls import Change
-
-# What stands in for the pod's interface: a dummy, or a bridge where the kernel has none.
-STAND_INS: Final = ("dummy", "bridge")
 
 
 class Leftovers(NamedTuple):
@@ -108,7 +106,7 @@ def has_stand_in(pod: Stack, was: Original) -> bool:
 
 
 def _stands_in(link: Link) -> bool:
-    return link.kind in STAND_INS and not link.name.startswith("k6t-")
+    return link.kind in stand_ins.KINDS and not link.name.startswith("k6t-")
 
 
 def _name_of(mine: list[Link]) -> str:
@@ -123,7 +121,10 @@ def _name_of(mine: list[Link]) -> str:
 
 def _delete_stand_in(pod: Stack, was: Original) -> None:
     link = pod.link(was.name)
-    if link is not None and link.ifindex != was.ifindex and link.kind in STAND_INS and link.mac == was.mac:
+    if link is None or link.ifindex == was.ifindex or link.kind not in stand_ins.KINDS:
+        return
+    # One that is half made has no alias yet; another plugin (tuning) may have given it another MAC address.
+    if link.mac == was.mac or stand_ins.is_one(link):
         traces.delete(pod, link)
 
 

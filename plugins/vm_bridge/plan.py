@@ -18,6 +18,7 @@ from cnvnet.plugins.vm_bridge import original as originals
 from cnvnet.plugins.vm_bridge.config import Config
 from cnvnet.plugins.vm_bridge.original import IP, Original
 from cnvnet.vm import names as all_names
+from cnvnet.vm import stand_in
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod_interface import is_global_unicast
 from cnvnet.vm.sysctls import Setting
@@ -37,7 +38,6 @@ GLOBAL: Final = tuple(
     Setting(f"net/bridge/bridge-nf-call-{of}", "0", required=False)
     for of in ("iptables", "ip6tables", "arptables")
 )
-_OURS: Final = "vm-bridge-"
 _MASQUERADES: Final = "masquerade-"
 
 
@@ -65,7 +65,7 @@ def ensure_fit(link: Link) -> None:
             f"{link.name} is a {link.kind}, which takes in nothing for another MAC address than its own: "
             "give the VM's network a bridge (cnv-bridge), or put the VM behind masquerade"
         )
-    if link.alias.startswith(_OURS):
+    if link.alias.startswith(stand_in.ALIAS):
         raise InvalidConfig(f"{link.name} stands in for an interface that a VM has taken already")
     if link.master:
         raise InvalidConfig(f"{link.name} is the port of a bridge already")
