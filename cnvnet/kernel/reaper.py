@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 from cnvnet.diagnostics import say
 from cnvnet.kernel.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
-# How long links gather: a burst of deletions becomes a few messages, and none waits for 100 ms.
-_GATHERING: Final = 0.05
+# Links gather until nobody has retired one for a moment, but not for longer than this: a burst of deletions
+# becomes a few messages, each of which holds up whoever changes links, and none waits for 100 ms.
+_QUIET: Final = 0.01
+_GATHERING: Final = 0.08
 # After a refusal, which nothing but a lack of memory explains.
 _PAUSE: Final = 1.0
 
@@ -41,12 +44,17 @@ class ReaperThread:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._wanted.wait()
-            self._closing.wait(_GATHERING)
-            # Before the deed: a link retired meanwhile is taken along or asks again.
-            self._wanted.clear()
+            self._gather()
             if not self._sweep() and not self._closing.wait(_PAUSE):
                 self._wanted.set()
         self._sweep()
+
+    def _gather(self) -> None:
+        deadline = time.monotonic() + _GATHERING
+        # Cleared before the deed: a link retired meanwhile is taken along or asks again.
+        self._wanted.clear()
+        while self._wanted.wait(_QUIET) and not self._closing.is_set() and time.monotonic() < deadline:
+            self._wanted.clear()
 
     def _sweep(self) -> bool:
         try:
