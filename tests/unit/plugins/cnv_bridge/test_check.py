@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from cnvnet.cni.errors import CNIError
+from cnvnet.kernel.addresses import AddAddress
+from cnvnet.kernel.links import ChangeLink, CreateDummy
 from cnvnet.kernel.vlans import VlanRange
-from tests.unit.plugins.cnv_bridge.world import FULL, World
+from tests.unit.plugins.cnv_bridge.world import FULL, POD, World
 
 
 @pytest.fixture
@@ -152,6 +154,35 @@ def test_check_finds_the_damage_and_names_it(full: World, name: str) -> None:
         full.check(result)
     assert said in caught.value.msg
     assert caught.value.code == 100
+
+
+def _bind(world: World) -> None:
+    """As vm-bridge leaves the container: its end is a port without addresses, and a dummy has its name."""
+    with world.kernel.netns(POD) as netns, world.kernel.stack(netns) as pod:
+        end = pod.link("eth0")
+        assert end is not None
+        there = pod.addresses(end.ifindex)
+        mac, alias = "02:00:00:00:00:77", "vm-bridge-77"
+        pod.apply(ChangeLink(end.ifindex, up=False, name="eth0-nic", mac=mac, alias=alias))
+        world.pod.addresses.clear()
+        world.pod.routes.clear()
+        (dummy,) = pod.apply(CreateDummy("eth0", mac=end.mac, mtu=1400))
+        pod.apply(ChangeLink(dummy.ifindex, alias=alias), ChangeLink(end.ifindex, up=True))
+        pod.apply(*(AddAddress(dummy.ifindex, address.address) for address in there))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(DAMAGES.keys() - {"container-kind", "container-down", "route", "keep-addr"})
+)
+def test_behind_a_vm_in_the_containers_place_it_is_found_as_well(full: World, name: str) -> None:
+    result = full.add()
+    _bind(full)
+    full.check(result)
+    damage, said = DAMAGES[name]
+    damage(full)
+    with pytest.raises(CNIError) as caught:
+        full.check(result)
+    assert said in caught.value.msg
 
 
 def test_a_promiscuous_bridge_must_stay_so(world: World) -> None:
