@@ -53,7 +53,8 @@ def prepare(settings: Settings) -> Offer | None:
     if v6.router_mac:
         body += _option(SOURCE_LINK, mac)
     body += _option(MTU, struct.pack("!HI", 0, settings.mtu))
-    body += _prefix(v6, settings.lease_seconds) + _routes(v6)
+    # No address hangs on it: a short lease must not take the link away between two advertisements.
+    body += _prefix(v6, max(settings.lease_seconds, _LIFETIME)) + _routes(v6)
     servers = [a.packed for a in settings.nameservers if isinstance(a, IPv6Address)]
     if servers:
         body += _option(NAMESERVERS, struct.pack("!HI", 0, _LIFETIME) + b"".join(servers[:8]))

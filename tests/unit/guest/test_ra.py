@@ -40,6 +40,11 @@ def test_a_solicitation_is_answered_to_its_sender() -> None:
     assert packet[IPv6].hlim == 255
 
 
+def test_a_short_lease_does_not_take_the_link_away_between_two_advertisements() -> None:
+    packet = answered(solicitation(), MASQUERADE._replace(lease_seconds=60))
+    assert packet[nd.ICMPv6NDOptPrefixInfo].validlifetime == packet[nd.ICMPv6ND_RA].routerlifetime == 65535
+
+
 def test_a_solicitation_from_nobody_is_answered_to_all_as_the_periodic_one_is() -> None:
     packet = answered(solicitation("::"))
     assert (packet.dst, packet[IPv6].dst) == ("33:33:00:00:00:01", "ff02::1")
