@@ -94,7 +94,7 @@ class Nodes:
                 self._ours(PYTHON, ours, self._programs.executables, "auto"),
                 self._ours(ALONE, ours, self._programs.executables, "off"),
             )
-            undo.enter_context(agent(ours))
+            undo.enter_context(agent(ours, self._programs))
             for system in pair.nodes:
                 if chains:
                     add_foreign_chains(system, chains)

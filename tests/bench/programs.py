@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from tests.bench.systems import CHECKOUT, Failed
 
 _INSTALLED: Final = CHECKOUT / ".tools/installed"
-_NAMES: Final = ("cnv-bridge", "static-ip")
+_NAMES: Final = ("cnv-bridge", "static-ip", "cnvnet-agent")
 _PATIENCE: Final = 30.0
 
 
@@ -31,6 +31,9 @@ def make(folder: Path) -> Programs:
     made = Programs(folder / "launchers", folder / "executables")
     for each in made:
         each.mkdir(parents=True)
+    # Somebody may install a newer one while we measure.
+    (installed,) = _INSTALLED.glob("lib/python3*/site-packages")
+    packages = shutil.copytree(installed, folder / "packages")
     launcher = folder / "cnv-launch"
     nowhere = f"DEFINES=-DPREFIX='\"{folder}/nowhere\"'"
     subprocess.run(
@@ -39,15 +42,14 @@ def make(folder: Path) -> Programs:
     for name in _NAMES:
         shutil.copy(launcher, made.launchers / name)
         executable = made.executables / name
-        executable.write_text(_stub(name))
+        executable.write_text(_stub(name, packages))
         executable.chmod(0o755)
     return made
 
 
-def _stub(name: str) -> str:
+def _stub(name: str, packages: Path) -> str:
     """As scripts/install-cni writes it."""
     (point,) = entry_points(group="console_scripts", name=name)
-    (packages,) = _INSTALLED.glob("lib/python3*/site-packages")
     return (
         f'#!{_INSTALLED}/bin/python -IS\nimport sys\nsys.path.insert(0, "{packages}")\n'
         f"from {point.module} import {point.attr}\n{point.attr}()\n"
@@ -55,10 +57,10 @@ def _stub(name: str) -> str:
 
 
 @contextmanager
-def agent(node: str) -> Generator[None]:
+def agent(node: str, programs: Programs) -> Generator[None]:
     """Answers calls on a node from the beginning of the block to its end."""
     rundir = f"/run/{node}"
-    command = [str(_INSTALLED / "bin/cnvnet-agent"), "--rundir", rundir, "--metrics-address", ""]
+    command = [str(programs.executables / "cnvnet-agent"), "--rundir", rundir, "--metrics-address", ""]
     log = Path(f"{rundir}.log")
     with log.open("w") as file:
         process = subprocess.Popen(
