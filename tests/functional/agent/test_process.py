@@ -29,6 +29,8 @@ from tests.functional.agent.test_dns import container
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, executable
 
+DOCS = Path(__file__).parents[3] / "docs/agent.md"
+
 
 def test_only_root_reaches_it(node: Node) -> None:
     with running_agent(node) as agent:
@@ -127,6 +129,10 @@ def test_metrics_and_health(lab: Lab, tmp_path: Path) -> None:
             "process_resident_memory_bytes",
         }
         numbers = agent.metrics()
+        described = DOCS.read_text()
+        for name in numbers:
+            stem = name.partition("{")[0].removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+            assert stem.startswith("process_") or f"`{stem}" in described, name
         assert numbers['cnvnet_guest_events_total{event="ack",service="dhcp4"}'] == 1
         assert numbers['cnvnet_guests{state="served"}'] == 1
         assert numbers['cnvnet_agent_requests_total{code="0",kind="serve"}'] == 1
