@@ -18,12 +18,19 @@ from cnvnet.guest import settings_json
 from cnvnet.kernel import tap
 from cnvnet.kernel.addresses import AddAddress, DeleteAddress
 from cnvnet.kernel.links import ChangeLink
-from cnvnet.kernel.netns import LostNamespace
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.masquerade import ruleset
 from cnvnet.plugins.masquerade.plugin import Masquerade
-from tests.unit.plugins.masquerade.world import ADDRESSES, FULL, POD, MortalKernel, World
+from tests.unit.plugins.binding_world import (
+    ADDRESSES,
+    POD,
+    MortalKernel,
+    kill_adds,
+    kill_deletes,
+    refuse_adds,
+)
+from tests.unit.plugins.masquerade.world import FULL, World
 
 CHAINED = Result(
     (Interface("br0"), Interface("eth0", sandbox=POD)), (IP(ip_interface(ADDRESSES[0]), None, 1),)
@@ -84,67 +91,16 @@ def test_del_leaves_the_pod_as_it_was(
 
 
 def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> None:
-    steps = 0
-    while True:
-        world = World(tmp_path / str(steps), **FULL)
-        before = world.snapshot()
-        world.kernel.fail_at(steps + 1)
-        try:
-            world.add()
-        except (CNIError, OSError):
-            assert world.snapshot() == before, f"step {steps + 1}"
-        else:
-            # What is not required may be refused; then the ADD goes on.
-            if world.kernel.steps <= steps:
-                break
-            world.delete()
-            assert world.snapshot() == before, f"step {steps + 1}"
-        steps += 1
-    assert steps > 20
+    assert refuse_adds(lambda step: World(tmp_path / str(step), **FULL)) > 20
 
 
 @pytest.mark.parametrize("then", ["delete", "add", "gc"])
 def test_a_kill_at_any_step_is_repaired_by_the_next_call(tmp_path: Path, then: str) -> None:
-    steps = 0
-    while True:
-        kernel = MortalKernel()
-        world = World(tmp_path / str(steps), kernel, **FULL)
-        before = world.snapshot()
-        kernel.deadly = kernel.steps + steps + 1
-        try:
-            world.add()
-        except LostNamespace:
-            if then == "add":
-                world.add()
-                world.check()
-            if then == "gc":
-                world.gc()
-            else:
-                world.delete()
-            assert world.snapshot() == before, f"step {steps + 1}"
-        else:
-            break
-        steps += 1
-    assert steps > 20
+    assert kill_adds(lambda step: World(tmp_path / str(step), MortalKernel(), **FULL), then) > 20
 
 
 def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    steps = 0
-    while True:
-        kernel = MortalKernel()
-        world = World(tmp_path / str(steps), kernel, **FULL)
-        before = world.snapshot()
-        world.add()
-        kernel.deadly = kernel.steps + steps + 1
-        try:
-            world.delete()
-        except LostNamespace:
-            world.delete()
-            assert world.snapshot() == before, f"step {steps + 1}"
-        else:
-            break
-        steps += 1
-    assert steps > 5
+    assert kill_deletes(lambda step: World(tmp_path / str(step), MortalKernel(), **FULL)) > 5
 
 
 def test_a_del_that_is_refused_something_does_the_rest_and_says_so(tmp_path: Path) -> None:
