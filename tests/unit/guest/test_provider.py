@@ -62,10 +62,11 @@ def test_a_queue_that_is_full_is_waited_for(tmp_path: Path) -> None:
 
         def answer() -> None:
             time.sleep(0.3)  # the other thread finds the queue full
-            for _ in range(2):
-                with agent.accept()[0] as connection:
-                    content = b'{"v": 1, "ok": true}'
-                    connection.sendall(len(content).to_bytes(4, "big") + content)
+            agent.accept()[0].close()  # the first one's
+            with agent.accept()[0] as connection:
+                connection.recv(4096)  # who closes with something unread resets the connection
+                content = b'{"v": 1, "ok": true}'
+                connection.sendall(len(content).to_bytes(4, "big") + content)
 
         helper = threading.Thread(target=answer)
         helper.start()
