@@ -158,10 +158,13 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
     """What one snapshot has and the other has not, line by line."""
     found: list[str] = []
     for key, then in before.items():
-        now = after[key]
-        old, new = (each if isinstance(each, list) else each.splitlines() for each in (then, now))
-        found += [f"{key}: {line}" for line in difflib.unified_diff(old, new, lineterm="", n=0)]
+        diff = difflib.unified_diff(lines(then), lines(after[key]), lineterm="", n=0)
+        found += [f"{key}: {line}" for line in diff]
     return "\n".join(found)
+
+
+def lines(shown: str | list[str]) -> list[str]:
+    return shown if isinstance(shown, list) else shown.splitlines()
 
 
 def difference(pod: Sandbox, before: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,28 @@ def node_routes(lab: Lab) -> str:
     return shown.replace(" linkdown", "")  # noted a while after it is so
 
 
-@pytest.mark.parametrize(
-    "setup",
-    [
-        furnish,
-        Lab.network,
-        lambda lab: lab.point_to_point(permanent=True),
-        lambda lab: lab.pod.run("ip", "link", "set", "eth0", "down"),
-        lambda lab: lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"),
-        lambda lab: lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1"),
-    ],
-    ids=["furnished", "both", "AWS", "down", "no IPv6", "kept addresses"],
-)
-def test_del_leaves_the_pod_as_it_was(lab: Lab, setup: Any) -> None:
+def addressed(lab: Lab) -> None:
+    lab.network()
+
+
+def aws(lab: Lab) -> None:
+    lab.point_to_point(permanent=True)
+
+
+def down(lab: Lab) -> None:
+    lab.pod.run("ip", "link", "set", "eth0", "down")
+
+
+def without_ipv6(lab: Lab) -> None:
+    lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+
+
+def keeping(lab: Lab) -> None:
+    lab.pod.run("sysctl", "-qw", "net.ipv6.conf.eth0.keep_addr_on_down=1")
+
+
+@pytest.mark.parametrize("setup", [furnish, addressed, aws, down, without_ipv6, keeping])
+def test_del_leaves_the_pod_as_it_was(lab: Lab, setup: Callable[[Lab], None]) -> None:
     setup(lab)
     settle(lab)
     before = snapshot(lab.pod)
@@ -242,8 +252,11 @@ def test_of_several_adds_at_once_one_succeeds_and_stays(lab: Lab, other: str) ->
         config = {"cniVersion": "1.1.0", "name": "wire", "type": plugin}
         return lab.node.cni(plugin, command, config, lab.pod, ifname=ifname, container_id="c1")
 
+    def add(which: tuple[str, str]) -> Outcome:
+        return call("ADD", *which)
+
     with ThreadPoolExecutor(len(calls)) as threads:
-        outcomes = list(threads.map(lambda which: call("ADD", *which), calls))
+        outcomes = list(threads.map(add, calls))
     (winner,) = (which for which, outcome in zip(calls, outcomes, strict=True) if outcome.code == 0)
     assert {outcome.error()["code"] for outcome in outcomes if outcome.code} == {7}
     call("CHECK", *winner).ok()
@@ -336,7 +349,7 @@ def test_the_guest_is_told_what_the_pod_knew(lab: Lab) -> None:
 
 def test_a_guest_behind_ptp_asks_for_nobody_but_its_gateway(node: Node) -> None:
     pod = node.pod()
-    network = {"cniVersion": "1.1.0", "name": "net", **lower(node, "ptp")}
+    network: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", **lower(node, "ptp")}
     network["ipam"]["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     result = node.cni("ptp", "ADD", network, pod).ok()
     deadline = time.monotonic() + PATIENCE
