@@ -64,12 +64,16 @@ _ASSIGNING: Final = frozenset((SOLICIT, REQUEST, RENEW, REBIND))
 _LARGEST_MESSAGE: Final = 4096
 _LARGEST_DUID: Final = 130
 _REFRESH_SECONDS: Final = 86400  # IRT_DEFAULT
+# What every answer has besides options: IP and UDP headers, type and transaction.
+_OVERHEAD: Final = 40 + 8 + 4
 
 _OPTION: Final = struct.Struct("!HH")
 
 
 class Offer(NamedTuple):
-    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent."""
+    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent, and `search`
+    the names of the search list.
+    """
 
     guest_mac: bytes  # b"": any
     server_mac: bytes
@@ -78,6 +82,7 @@ class Offer(NamedTuple):
     address: bytes
     lifetime: int
     options: dict[int, bytes]
+    search: tuple[bytes, ...]
     fqdn: bytes
     limit: int
 
@@ -106,11 +111,8 @@ def prepare(settings: Settings) -> Offer | None:
     name = settings.hostname
     if name and "." not in name and domain:
         name = f"{name}.{domain}"
-    values = {
-        NAMESERVERS: b"".join(a.packed for a in settings.nameservers if isinstance(a, IPv6Address)),
-        SEARCH: domains.encode_list(settings.search),
-    }
-    options = {code: option(code, value) for code, value in values.items() if value}
+    nameservers = b"".join(a.packed for a in settings.nameservers if isinstance(a, IPv6Address))
+    options = {NAMESERVERS: option(NAMESERVERS, nameservers)} if nameservers else {}
     options.update(_time_options(settings.ntp_servers))
     return Offer(
         guest_mac=frames.mac(settings.guest_mac) if settings.guest_mac else b"",
@@ -120,6 +122,7 @@ def prepare(settings: Settings) -> Offer | None:
         address=settings.v6.address.ip.packed,
         lifetime=settings.lease_seconds,
         options=options,
+        search=tuple(map(domains.encode, settings.search)),
         fqdn=domains.encode(name) if name and len(name) < 254 else b"",
         limit=settings.mtu,
     )
@@ -166,7 +169,7 @@ def reply(offer: Offer, frame: bytes) -> Reply:
     except Ignored as why:
         return Reply((), why.event)
     payload = bytes((kind,)) + message.transaction + body
-    if len(payload) + 48 > offer.limit:
+    if len(body) + _OVERHEAD > offer.limit:
         return Reply((), "oversized")
     ends = Ends(offer.server_mac, datagram.link_source, offer.server, datagram.source)
     return Reply((frames.build_udp6(ends, PORT, CLIENT_PORT, payload),), event)
@@ -245,18 +248,18 @@ def _answer(offer: Offer, datagram: Datagram, message: Message) -> tuple[int, by
         return REPLY, head + _status(USE_MULTICAST), "use_multicast"
     if kind == INFORMATION:
         refresh = option(REFRESH, _REFRESH_SECONDS.to_bytes(4, "big")) if REFRESH in message.wanted else b""
-        return REPLY, head + refresh + _configuration(offer, message), "information"
+        return REPLY, _configured(offer, message, head + refresh), "information"
     if kind == CONFIRM:
         return REPLY, head + _confirmation(offer, message), "confirm"
     if kind in (RELEASE, DECLINE):
         return REPLY, head + _given_back(offer, message), "release" if kind == RELEASE else "decline"
-    body = head + _leases(offer, message) + _configuration(offer, message)
+    body = head + _leases(offer, message)
     if kind != SOLICIT:
-        return REPLY, body, "reply"
+        return REPLY, _configured(offer, message, body), "reply"
     if RAPID_COMMIT in message.options:
-        return REPLY, body + option(RAPID_COMMIT, b""), "rapid_reply"
+        return REPLY, _configured(offer, message, body + option(RAPID_COMMIT, b"")), "rapid_reply"
     # The highest preference: there is no other server a client should wait a second for (section 18.2.1).
-    return ADVERTISE, body + option(PREFERENCE, b"\xff"), "advertise"
+    return ADVERTISE, _configured(offer, message, body + option(PREFERENCE, b"\xff")), "advertise"
 
 
 def _status(code: int) -> bytes:
@@ -329,12 +332,28 @@ def _given_back(offer: Offer, message: Message) -> bytes:
     return data
 
 
-def _configuration(offer: Offer, message: Message) -> bytes:
-    """The other options: those asked for, or DNS for a client that does not say what it wants."""
+def _configured(offer: Offer, message: Message, body: bytes) -> bytes:
+    """An answer with the other options behind it: those asked for, or DNS for a client that does not say
+    what it wants, as far as a packet has room. The address goes before any of them.
+    """
     wanted = message.wanted if WANTED in message.options else (NAMESERVERS, SEARCH)
-    data = b"".join(encoded for code, encoded in offer.options.items() if code in wanted)
+    chosen = [encoded for code, encoded in offer.options.items() if code in wanted]
     theirs = message.options.get(FQDN)
     if theirs and offer.fqdn and FQDN in wanted and message.type in _ASSIGNING:
         # We make no DNS updates (N), and say so when the client wished we did (O): RFC 4704, section 6.
-        data += option(FQDN, bytes((4 | (2 if theirs[0] & 1 else 0),)) + offer.fqdn)
-    return data
+        chosen.append(option(FQDN, bytes((4 | (2 if theirs[0] & 1 else 0),)) + offer.fqdn))
+    room = offer.limit - _OVERHEAD
+    for encoded in chosen:
+        if len(body) + len(encoded) <= room:
+            body += encoded
+    return body + _search(offer, room - len(body)) if SEARCH in wanted else body
+
+
+def _search(offer: Offer, room: int) -> bytes:
+    """The search list as far as it fits into `room` bytes: a resolver tries the first names first."""
+    data = b""
+    for name in offer.search:
+        if 4 + len(data) + len(name) > room:
+            break
+        data += name
+    return option(SEARCH, data) if data else b""

@@ -261,10 +261,36 @@ def test_the_windows_solicit_is_what_its_comment_says_and_is_answered() -> None:
     assert packet.haslayer(d.DHCP6OptClientFQDN)
 
 
-def test_a_search_list_that_does_not_fit_gives_no_answer_that_would_be_cut() -> None:
-    long = tuple(f"{index}{'x' * 50}.{'y' * 50}.{'z' * 50}.example" for index in range(12))
-    frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia())
-    assert ignored(frame, MASQUERADE._replace(search=long)) == "oversized"
+# As many as a pod may have, and 2048 characters with their dots and blanks (Kubernetes' dnsConfig).
+MANY = tuple(f"n{index:02}.{'y' * 52}.example" for index in range(32))
+
+
+@pytest.mark.parametrize("mtu", [1280, 1400])
+def test_a_search_list_that_does_not_fit_loses_its_end_and_nobody_an_address(mtu: int) -> None:
+    settings = MASQUERADE._replace(mtu=mtu, search=MANY)
+    name = d.DHCP6OptClientFQDN(fqdn="desktop.")
+    frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia(), name, wanting(24, 23, 39))
+    packet = answered(frame, "advertise", d.DHCP6_Advertise, settings)
+    assert leases(packet)[0][0] == OURS
+    # It takes no room from what a guest needs more.
+    assert packet.haslayer(d.DHCP6OptDNSServers)
+    assert packet.haslayer(d.DHCP6OptClientFQDN)
+    found = packet[d.DHCP6OptDNSDomains].dnsdomains
+    assert found == [f"{name}." for name in MANY[: len(found)]]
+    # One more would have been too many.
+    assert mtu - 67 < len(packet[IPv6]) <= mtu
+    roomy = answered(frame, "advertise", d.DHCP6_Advertise, settings._replace(mtu=9000))
+    assert roomy[d.DHCP6OptDNSDomains].dnsdomains == [f"{name}." for name in MANY]
+
+
+def test_an_option_that_does_not_fit_is_left_out_whole() -> None:
+    servers = tuple(f"{index:0>60}.{'y' * 60}.{'z' * 60}.example" for index in range(16))
+    settings = MASQUERADE._replace(ntp_servers=servers)
+    frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia(), wanting(56, 23, 24))
+    packet = answered(frame, "advertise", d.DHCP6_Advertise, settings)
+    assert leases(packet)[0][0] == OURS
+    assert not packet.haslayer(d.DHCP6OptNTPServer)
+    assert packet[d.DHCP6OptDNSDomains].dnsdomains == [f"{name}." for name in MASQUERADE.search]
 
 
 @given(st.lists(st.tuples(st.integers(100, 65535), st.binary(max_size=50)), max_size=10))
