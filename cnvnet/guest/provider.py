@@ -82,10 +82,18 @@ def serve(env: Mapping[str, str], wishes: Wishes, key: Key) -> None:
 
     Raises CNIError 50 when it does not though the guest has to be served.
     """
+    request: dict[str, object] = {"guest": "serve", "record": file_name(key)}
     if wishes.required:
-        _require(env, {"guest": "serve", "record": file_name(key)})
+        try:
+            _request(env, request, _PATIENT)
+        except NoAgent as e:
+            if isinstance(e.__cause__, TimeoutError):
+                raise _unavailable(env, str(e)) from e
+            # The one that `ensure` found has ended meanwhile, as one does that has no guest for a while.
+            ensure(env, wishes)
+            _require(env, request)
     elif wishes.enabled:
-        _try(env, {"guest": "serve", "record": file_name(key)})
+        _try(env, request)
 
 
 def check(env: Mapping[str, str], wishes: Wishes, key: Key) -> None:

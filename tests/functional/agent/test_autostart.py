@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -137,6 +138,46 @@ def test_one_that_was_killed_is_started_again(lab: Lab) -> None:
     call(lab, second).ok()
     assert agent_of(lab) != killed
     call(lab, first, "CHECK").ok()
+
+
+@contextmanager
+def leaving_agent(node: Node) -> Generator[None]:
+    """One that says that it is there, and is gone."""
+    path = node.rundir / "agent.sock"
+    node.rundir.mkdir()
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+
+        def answer() -> None:
+            connection, _ = door.accept()
+            with connection:
+                connection.recv(4096)
+                path.unlink()
+                content = b'{"v": 1, "ok": true}'
+                connection.sendall(len(content).to_bytes(4, "big") + content)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_one_that_ends_while_an_add_relies_on_it_is_replaced(lab: Lab) -> None:
+    pod = lab.pod()
+    with leaving_agent(lab.node):
+        call(lab, pod).ok()
+    call(lab, pod, "CHECK").ok()
+    assert is_there(agent_of(lab))
+
+
+def test_one_that_ends_is_not_replaced_where_none_may_be_started(lab: Lab) -> None:
+    pod = lab.pod()
+    config = {**CONFIG, "guestServices": {"autostart": False}}
+    with leaving_agent(lab.node):
+        error = lab.node.cni("masquerade", "ADD", config, pod, ifname="net1").error()
+    assert (error["code"], "autostart is false" in error["msg"]) == (50, True)
+    assert list(pod.links()) == ["lo", "eth0"]
 
 
 def test_status_and_check_start_none(lab: Lab) -> None:
