@@ -40,7 +40,7 @@ def main(folder: Path) -> int:
         counts[suite] = reported._replace(failed=reported.failed + 1)
         print(f"{suite}: ended before its last test did, see {folder / suite}.log")
     for suite, count in sorted(counts.items()):
-        print(f"{suite + ':':<12}{count} in {count.seconds:.0f} s")
+        print(f"{suite + ':':<20}{count} in {count.seconds:.0f} s")
     columns = zip(*counts.values(), strict=True)
     print(Counts(*(sum(column) for column in columns)) if counts else Counts(0, 0, 0, 0.0))
     return 1 if any(count.failed for count in counts.values()) else 0

@@ -4,7 +4,9 @@ A node is a network namespace that plays a Kubernetes host, with folders of its 
 pod is a network namespace that plays a sandbox. Each is held by a process that ends when its standard input
 closes, so that even a killed test run leaves nothing behind.
 
-With CNV_THROUGH=agent in the environment every call goes to an agent of the node's own, by the C launcher.
+Calls of our programs go to an agent of the node's own with CNV_THROUGH in the environment: `agent` by the C
+launcher, `python` by the Python one that each executable is. Without it, and in tests marked `alone`, the
+executables do all by themselves.
 """
 
 from __future__ import annotations
@@ -25,10 +27,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-THROUGH_AGENT = os.environ.get("CNV_THROUGH") == "agent"
+# "", "agent" or "python"; tests/functional/conftest.py clears it for tests marked `alone`.
+through = os.environ.get("CNV_THROUGH", "")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-# For what is about an executable that no agent helps.
-alone = pytest.mark.skipif(THROUGH_AGENT, reason="not through an agent: it is about a node without one")
 CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
 
 
@@ -48,7 +49,7 @@ def peer(program: str) -> str:
 
 def executable(name: str) -> str:
     """The path of one of our own executables as a runtime finds it: installed, or its launcher."""
-    if THROUGH_AGENT and name in OURS:
+    if through == "agent" and name in OURS:
         return str(launchers() / name)
     return installed(name)
 
@@ -166,15 +167,24 @@ class Node(Sandbox):
         """A new sandbox that ends with the test."""
         return Sandbox(self._undo.enter_context(namespace()))
 
-    def environment(self, **more: str) -> dict[str, str]:
-        if THROUGH_AGENT and not self._has_agent:
+    def agent(self) -> None:
+        """Sees to it that the node has an agent, for its guests if not for its calls."""
+        if not self._has_agent:
             self._has_agent = True
             self._undo.enter_context(_agent_of(self))
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The variables of a call that may come to a program of ours."""
+        if through:
+            self.agent()
+        return self._variables(**more)
+
+    def _variables(self, **more: str) -> dict[str, str]:
         return {
             "PATH": os.environ["PATH"],
             "CNVNET_RUNDIR": str(self.rundir),
             "CNVNET_STATEDIR": str(self.statedir),
-            "CNVNET_AGENT": "auto" if THROUGH_AGENT else "off",
+            "CNVNET_AGENT": "auto" if through else "off",
             **more,
         }
 
@@ -203,7 +213,11 @@ class Node(Sandbox):
             program, env = installed(program), {"CNVNET_AGENT": "off", **(env or {})}
         path = program if "/" in program else _resolve(program)
         stdin = config if isinstance(config, bytes) else _text(config).encode()
-        environment = self.environment(
+        # Most tests of a peer need no agent, which takes longer to start than they do.
+        foreign = (
+            program not in OURS and "/" not in program and not any(our.encode() in stdin for our in OURS)
+        )
+        environment = (self._variables if foreign else self.environment)(
             CNI_COMMAND=command,
             CNI_CONTAINERID=container_id,
             CNI_NETNS=pod if isinstance(pod, str) else pod.netns,
@@ -241,7 +255,7 @@ atexit.register(_kept.close)
 
 @contextmanager
 def _agent_of(node: Node) -> Generator[None]:
-    """The agent that runs the calls of a node: it lives until the end and never stumbles."""
+    """The agent of a node: it lives until the end and never stumbles."""
     # Not at the top: it stands on this module.
     from tests.functional.agent.lab import running_agent
 

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import harness
 from tests.harness import Node, a_node
+
+
+@pytest.fixture(autouse=True)
+def _way_of_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test marked `alone` gets no agent from the harness, whatever CNV_THROUGH says."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("alone"):
+            patch.setattr(harness, "through", "")
+        yield
 
 
 @pytest.fixture

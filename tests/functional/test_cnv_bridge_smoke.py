@@ -13,6 +13,8 @@ import pytest
 
 from tests.harness import Node, Outcome, Sandbox, executable, namespace
 
+pytestmark = pytest.mark.every_way
+
 BRIDGE = "cnv-bridge"
 KINDS: dict[str, dict[str, Any]] = {
     "l2": {},

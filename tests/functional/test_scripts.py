@@ -7,7 +7,11 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.functional.agent.lab import children, eventually, is_there
+
+pytestmark = pytest.mark.alone
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -15,6 +15,8 @@ from tests.functional.agent.lab import RunningAgent, eventually, running_agent
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, Sandbox, installed
 
+pytestmark = pytest.mark.alone
+
 L3 = {
     "isGateway": True,
     "ipMasq": True,

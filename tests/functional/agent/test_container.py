@@ -17,6 +17,8 @@ from tests.functional.agent.test_calls import L3, nothing_is_left, ran
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, installed
 
+pytestmark = pytest.mark.alone
+
 CHECKOUT = Path(__file__).resolve().parents[3]
 # Becomes its last arguments in a root of tmpfs that has the programs and two folders of the node.
 CONTAINER = """

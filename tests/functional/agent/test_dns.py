@@ -16,6 +16,8 @@ from tests.functional.agent.lab import eventually, running_agent
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Sandbox
 
+pytestmark = pytest.mark.alone
+
 # A container's process: a mount namespace of its own, with a file in the place of resolv.conf.
 CONTAINER = 'mount --make-rprivate /; mount --bind "$1" /etc/resolv.conf; echo; exec cat'
 

@@ -10,10 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.functional.agent.client import asking, lease, told
 from tests.functional.agent.lab import RunningAgent, eventually, is_there, running_agent
 from tests.functional.masquerade.lab import V4, Lab, Pod
 from tests.harness import namespace
+
+pytestmark = pytest.mark.alone
 
 SERVED: dict[str, Any] = {
     "guestServices": {"hostname": "vm1", "nameservers": ["10.96.0.10"], "search": ["cluster.local"]}

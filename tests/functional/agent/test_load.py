@@ -17,6 +17,8 @@ from tests.functional.agent.calls import CONFIG, Ipam, Wire, start
 from tests.functional.agent.lab import RunningAgent, eventually, running_agent
 from tests.harness import Node
 
+pytestmark = pytest.mark.alone
+
 THREADS = 16
 CALLS = 10_000
 

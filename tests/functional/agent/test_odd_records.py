@@ -12,6 +12,8 @@ from tests.functional.agent.lab import eventually, running_agent
 from tests.functional.agent.test_guests import attached_without_agent, record, replace
 from tests.functional.masquerade.lab import Lab
 
+pytestmark = pytest.mark.alone
+
 ODD: dict[str, Any] = {
     "no object": "x",
     "half a character": {"private_options": [[224, "\ud800"]]},

@@ -29,6 +29,8 @@ from tests.functional.agent.test_dns import container
 from tests.functional.masquerade.lab import Lab
 from tests.harness import Node, executable
 
+pytestmark = pytest.mark.alone
+
 DOCS = Path(__file__).parents[3] / "docs/agent.md"
 
 

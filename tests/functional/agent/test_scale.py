@@ -23,6 +23,8 @@ from tests.functional.agent.lab import RunningAgent, eventually, running_agent
 from tests.functional.masquerade.lab import open_tap
 from tests.harness import Node, Sandbox, a_node
 
+pytestmark = pytest.mark.alone
+
 PODS = 20
 PER_POD = 25
 GUESTS = PODS * PER_POD

@@ -19,6 +19,8 @@ from tests.functional.agent.lab import (
 from tests.functional.vm_bridge.lab import a_lab
 from tests.harness import Node
 
+pytestmark = pytest.mark.alone
+
 WITHIN = within_capabilities(capabilities_of_the_unit())
 STATIC: dict[str, Any] = {"nodeLocal": True, "subnet": "10.9.0.0/24", "gateway": "10.9.0.1"}
 

@@ -29,6 +29,8 @@ from tests.functional.bridge.network import OURS, Network, host_local, ruleset
 from tests.functional.datapath.lab import Guest, Lab, frame_mac, packet_socket
 from tests.harness import Node, Sandbox, peer
 
+pytestmark = pytest.mark.alone
+
 MAC = "02:00:00:00:00:05"
 FOREIGN = bytes.fromhex("0200000000ee")
 EVERYBODY = b"\xff" * 6

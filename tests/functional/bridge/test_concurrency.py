@@ -10,6 +10,8 @@ import pytest
 from tests.functional.bridge.network import OURS, Network, host_local, leases, ports, ruleset
 from tests.harness import Node, Outcome, Sandbox
 
+pytestmark = pytest.mark.every_way
+
 COUNT = 50
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.functional.bridge.network import OURS, Network, host_local, ports
 from tests.harness import Node, Outcome, Sandbox, executable
 
+pytestmark = pytest.mark.alone
+
 UNSET = "\0"
 
 

@@ -19,6 +19,8 @@ from tests.functional.bridge.network import (
 )
 from tests.harness import Node, Sandbox
 
+pytestmark = pytest.mark.every_way
+
 NO_ROLLBACK = "it leaves its port when an ADD fails"
 SUBNET = "10.1.2.0/24"
 

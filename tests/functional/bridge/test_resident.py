@@ -16,6 +16,8 @@ import pytest
 from tests.functional.bridge.network import ruleset
 from tests.harness import Node, Sandbox
 
+pytestmark = pytest.mark.alone
+
 CHECKOUT = Path(__file__).parents[3]
 THREADS = 16
 

@@ -13,6 +13,8 @@ from tests.functional.clients.clients import CLIENTS, Client, Dhclient, Dhclient
 from tests.functional.clients.lab import MASQUERADE, MTU, VM_BRIDGE, WISHES, Lab, Way
 from tests.functional.masquerade.lab import V4, V6, Answer, Side, who_answers
 
+pytestmark = pytest.mark.alone
+
 EACH_CLIENT = pytest.mark.parametrize("kind", CLIENTS, ids=[kind.name for kind in CLIENTS])
 EACH_WAY = pytest.mark.parametrize("way", [MASQUERADE, VM_BRIDGE], ids=["masquerade", "vm-bridge"])
 

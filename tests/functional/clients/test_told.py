@@ -12,6 +12,8 @@ from tests.functional.clients.clients import CLIENTS, Client, Dhclient, Dhclient
 from tests.functional.clients.lab import BEHIND, MTU, POINT_TO_POINT, Lab
 from tests.functional.masquerade.lab import V4, V6, Answer, Side, who_answers
 
+pytestmark = pytest.mark.alone
+
 EACH_CLIENT = pytest.mark.parametrize("kind", CLIENTS, ids=[kind.name for kind in CLIENTS])
 
 

@@ -17,7 +17,7 @@ from tests.functional.crash.strace import Moment
 from tests.harness import Node, Sandbox
 
 # There are many moments, and other tests beside this one.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
 GUARDED: Final[dict[str, Any]] = {
     "cniVersion": "1.1.0",

@@ -24,7 +24,7 @@ from tests.functional.crash.test_static_ip_killed import CONFIG as ADDRESSES
 from tests.harness import Node, Outcome, Sandbox
 
 # There are many moments, and other tests beside this one.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
 # What each system call may really answer.
 ERRORS: Final = {

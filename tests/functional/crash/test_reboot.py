@@ -15,6 +15,8 @@ from tests.functional.crash.test_static_ip_killed import CONFIG as THREE_ADDRESS
 from tests.functional.crash.test_static_ip_killed import NEIGHBOUR
 from tests.harness import Node, a_node
 
+pytestmark = pytest.mark.alone
+
 FORMER = "11111111-2222-3333-4444-555555555555"
 
 

@@ -14,7 +14,7 @@ from tests.functional.crash.strace import Moment
 from tests.harness import Node
 
 # There are many moments, and other tests beside this one.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
 # One for each of those who ask, and none to lose.
 CONFIG: Final[dict[str, Any]] = {

@@ -20,6 +20,8 @@ from tests.functional.crash.remains import held, leases, remains
 from tests.functional.crash.test_bridge_killed import ROUTED, VM
 from tests.harness import Node, Outcome, Sandbox, executable
 
+pytestmark = pytest.mark.alone
+
 COUNT = 50
 
 

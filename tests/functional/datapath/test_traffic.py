@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.functional.bridge.network import OURS, Network, host_local
-from tests.harness import Node, Sandbox, alone, peer
+from tests.harness import Node, Sandbox, peer
 
 FOREIGN = "02:00:00:00:00:ee"
 SERVE = """
@@ -135,7 +135,7 @@ def test_a_guest_that_takes_anothers_address_takes_nothing(node: Node, guests: l
     assert pings(other, "10.1.2.1")
 
 
-@alone  # which would load the table itself
+@pytest.mark.alone  # which would load the table itself
 @pytest.mark.parametrize("command", ["flush ruleset", "flush table bridge cnv_bridge"])
 def test_check_notices_a_flush_and_the_next_add_loads_the_table_again(
     node: Node, guests: list[Guest], command: str

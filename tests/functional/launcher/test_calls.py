@@ -21,6 +21,8 @@ from tests.functional.launcher.standin import Agent, Received, agent, responding
 from tests.functional.test_protocol import ENVIRONMENTS, REFUSED, UNREADABLE, with_
 from tests.harness import Node
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 16 * 1024 * 1024
 UNNAMED = {"cniVersion": "1.0.0", "name": ""}  # refused by every plugin before anything is done
 

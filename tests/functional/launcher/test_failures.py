@@ -23,6 +23,8 @@ from cnvnet.cni.forwarding import (
 from tests.functional.launcher.conftest import CONFIG, GOOD, Called, Launcher, install
 from tests.functional.launcher.standin import Received, agent
 
+pytestmark = pytest.mark.alone
+
 # What an agent sends before it hangs up.
 BROKEN: dict[str, bytes] = {
     "nothing": b"",

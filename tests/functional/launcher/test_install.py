@@ -7,7 +7,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.harness import OURS
+
+pytestmark = pytest.mark.alone
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 # Variables that end or mislead any Python that listens to them.

@@ -27,7 +27,7 @@ from tests.functional.masquerade.lab import (
     a_lab,
     open_tap,
 )
-from tests.harness import VERSIONS, Node, Sandbox, alone, namespace
+from tests.harness import VERSIONS, Node, Sandbox, namespace
 
 # What says how much there is, or was, of something.
 VOLATILE = ("nf_conntrack_count", "nf_conntrack_buckets", "stat_refresh", "neigh/default/gc", "random")
@@ -75,6 +75,7 @@ def test_del_leaves_the_pod_as_it_was(lab: Lab, sides: tuple[Any, ...], forwardi
     assert snapshot(pod) == before
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("half", ["tap0", "k6t-eth0", "ip", "ip6", "sysctls", "record"])
 def test_del_of_half_of_it_leaves_nothing(lab: Lab, half: str) -> None:
     pod = lab.pod()
@@ -97,6 +98,7 @@ def test_del_of_half_of_it_leaves_nothing(lab: Lab, half: str) -> None:
     assert after == before
 
 
+@pytest.mark.every_way
 def test_a_pod_that_is_gone_leaves_no_record(lab: Lab) -> None:
     pod = lab.pod()
     pod.cni("ADD").ok()
@@ -106,6 +108,7 @@ def test_a_pod_that_is_gone_leaves_no_record(lab: Lab) -> None:
     assert list((lab.node.rundir / "attachments").iterdir()) == []
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_binding_network_reports_nothing(lab: Lab, version: str) -> None:
     pod = lab.pod()
@@ -356,6 +359,7 @@ def test_check_sees_a_rule_that_says_something_else(lab: Lab) -> None:
     assert "not as ADD made it" in pod.cni("CHECK").error()["msg"]
 
 
+@pytest.mark.every_way
 def test_gc_removes_what_is_not_valid(lab: Lab) -> None:
     pod = lab.pod()
     before = snapshot(pod)
@@ -368,6 +372,7 @@ def test_gc_removes_what_is_not_valid(lab: Lab) -> None:
     assert list((lab.node.rundir / "attachments").iterdir()) == []
 
 
+@pytest.mark.every_way
 def test_a_second_masqueraded_interface_is_refused(lab: Lab) -> None:
     pod = lab.pod()
     pod.cni("ADD").ok()
@@ -378,7 +383,7 @@ def test_a_second_masqueraded_interface_is_refused(lab: Lab) -> None:
     pod.cni("CHECK").ok()
 
 
-@alone
+@pytest.mark.alone
 def test_guest_services_without_an_agent(lab: Lab) -> None:
     pod = lab.pod()
     before = snapshot(pod)

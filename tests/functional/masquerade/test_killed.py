@@ -15,7 +15,7 @@ from tests.functional.masquerade.test_calls import snapshot
 from tests.harness import Outcome
 
 # There are many moments, and other tests beside this one.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 CONFIG = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade", "ports": [{"port": 80}]}
 
 

@@ -29,6 +29,7 @@ def test_the_result_is_what_host_local_prints(node: Node, version: str) -> None:
     assert ours.ok() == reference.ok()
 
 
+@pytest.mark.every_way
 def test_a_vm_has_its_address_again_after_a_restart(node: Node) -> None:
     network = Addresses(node, ranges=[[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]])
     first = network.add("c1", "vm1", args="VM_UID=uid1;VM_NAMESPACE=tenant")
@@ -50,6 +51,7 @@ def test_a_wished_address_is_given(node: Node) -> None:
     assert network.add("c2", "vm2", config=wished)[0] == "10.1.0.78"
 
 
+@pytest.mark.every_way
 def test_a_refused_address_names_its_key_and_its_holder(node: Node) -> None:
     network = Addresses(node)
     network.add("c1", "vm1", args="IP=10.1.0.77")
@@ -62,6 +64,7 @@ def test_a_refused_address_names_its_key_and_its_holder(node: Node) -> None:
     assert set(network.taken()) == {"10.1.0.77"}
 
 
+@pytest.mark.every_way
 def test_a_container_that_is_no_vm_gives_its_address_back(node: Node) -> None:
     network = Addresses(node)
     network.add("c1")
@@ -154,6 +157,7 @@ def test_check_without_a_database_fails_and_makes_none(node: Node) -> None:
 # -- GC
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
 def test_gc_ends_containers_that_are_gone_but_no_reservation_of_a_vm(node: Node, key: str) -> None:
     network = Addresses(node)
@@ -202,6 +206,7 @@ def test_status_is_silent_when_an_add_would_succeed(node: Node) -> None:
     assert network.call("STATUS", "").ok() is None
 
 
+@pytest.mark.every_way
 def test_status_says_that_the_pool_is_full_and_so_does_add(node: Node) -> None:
     network = Addresses(node, subnet="10.1.0.0/30", exclude=[])
     network.add("c1")
@@ -309,6 +314,7 @@ def test_a_full_disk_is_named_and_loses_nothing(node: Node) -> None:
         assert error["msg"].startswith(f"{node.statedir}/leases.db: the disk is full: make room")
 
 
+@pytest.mark.every_way
 def test_a_damaged_database_is_named_and_not_touched(node: Node) -> None:
     node.statedir.mkdir()
     database = node.statedir / "leases.db"
@@ -323,6 +329,7 @@ def test_a_damaged_database_is_named_and_not_touched(node: Node) -> None:
     assert database.read_bytes() == b"garbage" * 1000
 
 
+@pytest.mark.every_way
 def test_a_newer_schema_is_refused(node: Node) -> None:
     network = Addresses(node)
     network.add("c1")
@@ -344,6 +351,7 @@ def test_kubernetes_needs_a_store_of_its_own_or_to_be_told_otherwise(node: Node)
     assert error["msg"].startswith("CNI_ARGS VM_NAME: a Kubernetes pod cannot say which VM it is")
 
 
+@pytest.mark.every_way
 def test_nothing_is_left_by_a_configuration_that_is_refused(node: Node) -> None:
     error = Addresses(node, subnet="10.1.0.0/24", cooldown="soon").call("ADD", "c1").error()
     assert error["msg"] == 'ipam.cooldown: "soon" is no time such as 90, "10m", "1h" or "1d"'

@@ -15,6 +15,8 @@ import pytest
 from tests.functional.static_ip.network import NOWHERE, Addresses
 from tests.harness import Node, Outcome, executable
 
+pytestmark = pytest.mark.every_way
+
 
 def at_once(network: Addresses, command: str, containers: list[str]) -> dict[str, Outcome]:
     """The same call for many containers, all started together; a VM of its own for each."""

@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -111,18 +110,6 @@ class Lab:
         for command in configuration:
             self.guest.run("ip", *command.split())
 
-    def agent(self) -> None:
-        """The node's agent, which serves the guests that the records name."""
-        command = [sys.executable, "-m", "cnvnet.agent", "--rundir", str(self.node.rundir)]
-        path = self.node.rundir / "agent.sock"
-        agent = self.node.popen(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.undo.callback(end, agent)
-        deadline = time.monotonic() + PATIENCE
-        while not path.exists():
-            assert agent.poll() is None
-            assert time.monotonic() < deadline, "no agent"
-            time.sleep(0.02)
-
     def packets(self, sandbox: Sandbox, ifname: str) -> socket.socket:
         """A raw socket on a link, for frames in and out."""
         ear = socket_in(sandbox, socket.AF_PACKET, socket.SOCK_RAW)
@@ -131,11 +118,6 @@ class Lab:
         ear.setsockopt(263, 8, 1)  # PACKET_AUXDATA
         ear.bind((ifname, 3))
         return ear
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    process.wait(PATIENCE)
 
 
 @contextmanager

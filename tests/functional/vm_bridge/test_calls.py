@@ -113,6 +113,7 @@ def test_the_pod_looks_the_same_to_who_looks_for_its_interface(lab: Lab) -> None
     assert nic["linkinfo"]["info_slave_data"]["learning"] is False
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("half", ["tap0", "k6t-eth0", "eth0-nic", "table", "addresses", "record"])
 def test_del_of_half_of_it_leaves_nothing(lab: Lab, half: str) -> None:
     lab.network()
@@ -152,6 +153,7 @@ def test_the_lower_plugins_del_may_come_first(lab: Lab) -> None:
     assert lab.pod.run("nft", "list", "ruleset").stdout == ""
 
 
+@pytest.mark.every_way
 def test_a_pod_that_is_gone_leaves_no_record(lab: Lab) -> None:
     lab.pod.cni("ADD").ok()
     gone = f"/proc/{os.getpid()}/ns/nothing"
@@ -160,6 +162,7 @@ def test_a_pod_that_is_gone_leaves_no_record(lab: Lab) -> None:
     assert records(lab.node) == []
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_binding_network_reports_nothing(lab: Lab, version: str) -> None:
     lab.network()
@@ -225,6 +228,7 @@ def test_a_macvlan_is_refused_with_a_remedy(node: Node) -> None:
     assert sorted(pod.links()) == ["eth0", "lo"]
 
 
+@pytest.mark.every_way
 def test_what_is_bound_already_is_refused(lab: Lab) -> None:
     lab.network()
     config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade"}
@@ -241,6 +245,7 @@ def test_what_is_bound_already_is_refused(lab: Lab) -> None:
     lab.pod.cni("CHECK").ok()
 
 
+@pytest.mark.every_way
 @pytest.mark.parametrize("other", ["vm-bridge", "masquerade"])
 def test_of_several_adds_at_once_one_succeeds_and_stays(lab: Lab, other: str) -> None:
     lab.network()
@@ -316,6 +321,7 @@ def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:
     assert said in error["msg"]
 
 
+@pytest.mark.every_way
 def test_gc_removes_what_is_not_valid(lab: Lab) -> None:
     lab.network()
     settle(lab)
@@ -387,7 +393,7 @@ def test_a_network_without_addresses_is_a_wire(lab: Lab) -> None:
 
 def test_required_guest_services_are_checked(lab: Lab) -> None:
     lab.network()
-    lab.agent()
+    lab.node.agent()
     lab.pod.cni("ADD", guestServices={}).ok()
     lab.pod.cni("CHECK", guestServices={}).ok()
     lab.pod.cni("DEL", guestServices={}).ok()

@@ -14,7 +14,7 @@ from tests.functional.vm_bridge.test_calls import records
 from tests.harness import Outcome
 
 # There are many moments, and other tests beside this one.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 # Every moment is tried with the plugin on a kernel in memory; here are enough of each kind of change.
 EVERY = 5
 

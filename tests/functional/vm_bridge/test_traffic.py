@@ -24,7 +24,6 @@ from tests.functional.vm_bridge.lab import (
     Lab,
     frames,
 )
-from tests.harness import alone
 
 V4 = Side(socket.AF_INET, "10.1.0.1", "10.1.0.5", "10.1.0.5", "10.1.0.1", "ip")
 V6 = Side(socket.AF_INET6, "fd99::1", "fd99::5", "fd99::5", "fd99::1", "ip6")
@@ -55,7 +54,7 @@ def test_the_guest_has_the_addresses_of_its_pod(lab: Lab, side: Side) -> None:
     assert who_answers(lab.guest, side, side.outside, 80, lan=outside) == Answer("lan", side.guest)
 
 
-@alone  # an agent answers ARP for the DHCP server
+@pytest.mark.alone  # an agent answers ARP for the DHCP server
 def test_the_pods_kernel_says_nothing_on_either_side(lab: Lab) -> None:
     lab.network()
     lan = lab.packets(lab.node, PORT)
@@ -237,7 +236,7 @@ def test_a_family_that_nobody_here_serves_is_the_lans(lab: Lab) -> None:
 @pytest.mark.parametrize("permanent", [True, False], ids=["AWS", "Calico"])
 def test_a_guest_with_a_single_address_reaches_the_world(lab: Lab, permanent: bool) -> None:
     lab.point_to_point(permanent=permanent)
-    lab.agent()
+    lab.node.agent()
     lab.pod.cni("ADD", guestServices={}).ok()
     lan = lab.packets(lab.node, PORT)
     lab.plug(
@@ -261,7 +260,7 @@ def test_a_guest_learns_its_real_ipv6_router_from_us(lab: Lab, gateway: str) -> 
     lab.node.run("ip", "-6", "route", "add", "fd99::/64", "dev", PORT, check=False)
     lab.pod.run("ip", "addr", "add", "fd99::5/64", "dev", "eth0", "nodad")
     lab.pod.run("ip", "route", "add", "default", "via", gateway, "dev", "eth0")
-    lab.agent()
+    lab.node.agent()
     lab.pod.cni("ADD", guestServices={}).ok()
     lab.plug("addr add fd99::5/128 dev eth0 nodad")
     route: list[dict[str, Any]] = []
