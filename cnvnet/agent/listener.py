@@ -17,18 +17,28 @@ _LOCK_SECONDS: Final = 5.0
 
 
 class Listener(NamedTuple):
-    """A listening AF_UNIX stream socket. `own` is its path if it is ours to remove, else ""."""
+    """A listening AF_UNIX stream socket, whose file at `path` has this `inode`, and is ours to remove if it
+    is our `own`.
+    """
 
     socket: socket.socket
-    own: str
+    path: str
+    inode: int
+    own: bool
+
+    def is_found(self) -> bool:
+        """Whether callers still come to this socket: its folder may have been removed, or another agent, or
+        systemd, may have put its own in the place of ours.
+        """
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except OSError:
+            return False
 
     def hide(self) -> None:
         """Whoever comes now finds nobody rather than no answer."""
-        if self.own:
-            try:
-                os.unlink(self.own)
-            except FileNotFoundError:
-                pass  # somebody has tidied up
+        if self.own and self.is_found():
+            os.unlink(self.path)
 
 
 class Unusable(Exception):
@@ -57,7 +67,10 @@ def lock(rundir: str) -> int:
 
 
 def activated(environ: MutableMapping[str, str]) -> Listener | None:
-    """The socket that a socket unit has passed to this process, if one has. Raises Unusable."""
+    """The socket that a socket unit has passed to this process, if one has and it can still be found.
+
+    Raises Unusable.
+    """
     number, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not number:
@@ -70,7 +83,24 @@ def activated(environ: MutableMapping[str, str]) -> Listener | None:
     if kind != (socket.AF_UNIX, socket.SOCK_STREAM, 1):
         raise Unusable("the socket unit's socket is no listening AF_UNIX stream")
     passed.setblocking(False)
-    return Listener(passed, "")
+    path: str = passed.getsockname()
+    if not _somebody_listens(path):
+        # systemd does not notice that somebody has removed it.
+        passed.close()
+        return None
+    return Listener(passed, path, os.stat(path).st_ino, own=False)
+
+
+def _somebody_listens(path: str) -> bool:
+    """For the holder of the lock: there is no other agent that it could be."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+        try:
+            caller.connect(path)
+        except BlockingIOError:
+            pass  # so many have called already that the queue is full
+        except OSError:
+            return False
+    return True
 
 
 def bound(path: str) -> Listener:
@@ -87,9 +117,10 @@ def bound(path: str) -> Listener:
         made.bind(fresh)
         os.chmod(fresh, 0o600)
         made.listen(_BACKLOG)
+        inode = os.stat(fresh).st_ino
         os.rename(fresh, path)
     except OSError as e:
         made.close()
         raise Unusable(f"{path}: {e.strerror or e}") from e
     made.setblocking(False)
-    return Listener(made, path)
+    return Listener(made, path, inode, own=True)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import click
 
@@ -25,6 +25,9 @@ from cnvnet.agent.upkeep import Upkeep
 from cnvnet.agent.watch import Watch
 from cnvnet.kernel.resident import ResidentKernel
 from cnvnet.plugins.cnv_bridge import restoration
+
+# Seconds between looks at whether there is a reason to end.
+_LOOK: Final = 1.0
 
 
 class Options(NamedTuple):
@@ -81,7 +84,7 @@ class Agent:
         # Who comes now shall find nobody, and start another one if he needs one.
         self._door.hide()
         self._calls.close()
-        self._server.stop(for_good=bool(self._door.own))
+        self._server.stop(for_good=self._door.own)
         self._upkeep.stop()
         self._kernel.close()
         self._door.socket.close()
@@ -124,7 +127,12 @@ class Agent:
     def _wait(self) -> None:
         limit = self._options.idle_exit
         busy = time.monotonic()
-        while not self._stop.wait(min(limit / 4, 1.0) if limit else None):
+        while not self._stop.wait(min(limit / 4, _LOOK) if limit else _LOOK):
+            if not self._door.is_found():
+                log.error("nobody finds the socket any more: the agent ends", socket=self._door.path)
+                return
+            if not limit:
+                continue
             now = time.monotonic()
             if self._guests.served() or self._calls.running():
                 busy = now
