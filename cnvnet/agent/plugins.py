@@ -41,9 +41,9 @@ def load_all(kernel: Kernel) -> dict[str, Load]:
 
     return {
         "cnv-bridge": partial(cnv_bridge.load, kernel=kernel, static_ip=static_ip),
-        "masquerade": masquerade.load,
+        "masquerade": partial(masquerade.load, kernel=kernel),
         "static-ip": the_one,
-        "vm-bridge": vm_bridge.load,
+        "vm-bridge": partial(vm_bridge.load, kernel=kernel),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cnvnet.attachments import AttachmentFiles, Key, Record, Slot, rundir
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.kernel.stack import LinuxKernel, Stack
+from cnvnet.kernel.stack import Kernel, LinuxKernel, Stack
 from cnvnet.plugins.binding import Binding, Call
 from cnvnet.plugins.masquerade import leftovers
 from cnvnet.plugins.masquerade.addition import Addition
@@ -46,6 +46,6 @@ class Masquerade(Binding[Config]):
             raise errors[0]
 
 
-def load(env: Mapping[str, str]) -> Masquerade:
-    """The plugin for a caller with this environment."""
-    return Masquerade(LinuxKernel(), AttachmentFiles(rundir(env)), env)
+def load(env: Mapping[str, str], kernel: Kernel | None = None) -> Masquerade:
+    """The plugin for a caller with this environment; a kernel that it is not given it makes."""
+    return Masquerade(kernel or LinuxKernel(), AttachmentFiles(rundir(env)), env)

@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from cnvnet.cni.skel import Plugin
+    from cnvnet.kernel.stack import Kernel
 
 
-def load(env: Mapping[str, str]) -> Plugin:
-    """The plugin for a caller with this environment."""
+def load(env: Mapping[str, str], *, kernel: Kernel | None = None) -> Plugin:
+    """The plugin for a caller with this environment.
+
+    A process that stays has one kernel (cnvnet.kernel.resident) for all of them.
+    """
     # Not at the top: VERSION answers without json, ipaddress, pyroute2 and the rest.
     from cnvnet.plugins.vm_bridge import plugin
 
-    return plugin.load(env)
+    return plugin.load(env, kernel)
 
 
 def main() -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record, Slot, rundir
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.kernel.stack import LinuxKernel, Stack
+from cnvnet.kernel.stack import Kernel, LinuxKernel, Stack
 from cnvnet.plugins.binding import Binding, Call
 from cnvnet.plugins.vm_bridge import leftovers
 from cnvnet.plugins.vm_bridge.addition import Addition
@@ -48,6 +48,6 @@ class VMBridge(Binding[Config]):
             raise errors[0]
 
 
-def load(env: Mapping[str, str]) -> VMBridge:
-    """The plugin for a caller with this environment."""
-    return VMBridge(LinuxKernel(), AttachmentFiles(rundir(env)), env)
+def load(env: Mapping[str, str], kernel: Kernel | None = None) -> VMBridge:
+    """The plugin for a caller with this environment; a kernel that it is not given it makes."""
+    return VMBridge(kernel or LinuxKernel(), AttachmentFiles(rundir(env)), env)
