@@ -13,7 +13,7 @@ import os
 import time
 from _thread import get_ident
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -56,6 +56,14 @@ class Record(NamedTuple):
     guest: dict[str, Any] | None = None
 
 
+class Stamp(NamedTuple):
+    """A file's identity: a record is never changed but replaced."""
+
+    inode: int
+    modified: int
+    size: int
+
+
 class UnreadableRecord(CNIError):
     """The file is not a record this program understands.
 
@@ -73,9 +81,11 @@ class Slot(Protocol):
     """The place of one record, locked by the holder of this object.
 
     `read` raises UnreadableRecord; `write` raises CNIError 5; `remove` does nothing when there is no record.
+    `stamp` is the file's as it is now.
     """
 
     def read(self) -> Record | None: ...
+    def stamp(self) -> Stamp | None: ...
     def write(self, record: Record) -> None: ...
     def remove(self) -> None: ...
 
@@ -85,8 +95,10 @@ class Attachments(Protocol):
 
     `locked` raises code 11 when another call holds the attachment for longer than `wait_seconds`, and code 5
     when RUNDIR cannot be written, unless `optional`: then the slot reads what is there and forgets what it
-    is told. `of_network` and `records` skip and report what they cannot read. `shared` locks what several
-    attachments use.
+    is told. `of_network` and `records` skip and report what they cannot read, and so does `changed`: for a
+    process that stays, the records by their file names that are not as `seen` says, None for those that have
+    gone; `seen` is brought up to date. It raises OSError where they cannot be listed. `shared` locks what
+    several attachments use.
     """
 
     def locked(
@@ -94,6 +106,7 @@ class Attachments(Protocol):
     ) -> AbstractContextManager[Slot]: ...
     def of_network(self, plugin: str, network: str) -> Iterator[Key]: ...
     def records(self, plugin: str) -> Iterator[Record]: ...
+    def changed(self, plugin: str, seen: dict[str, Stamp]) -> Iterator[tuple[str, Record | None]]: ...
     def shared(self, name: str) -> AbstractContextManager[None]: ...
     def ensure_writable(self) -> None: ...
 
@@ -156,21 +169,34 @@ class AttachmentFiles:
                 yield record.key
 
     def records(self, plugin: str) -> Iterator[Record]:
-        """All records of a plugin, read without their locks."""
-        for name in _listing(self._records):
-            # A plugin's name may be the beginning of another's: the hash has a fixed length.
-            if not (name.startswith(f"{plugin}-") and len(name) == len(plugin) + len("-.json") + 32):
-                continue
+        """All records of a plugin, read without their locks; none where there is no telling."""
+        try:
+            for _, record in self.changed(plugin, {}):
+                if record is not None:
+                    yield record
+        except OSError:
+            return
+
+    def changed(self, plugin: str, seen: dict[str, Stamp]) -> Iterator[tuple[str, Record | None]]:
+        there = _stamps(self._records, plugin)
+        for name in [name for name in seen if name not in there]:
+            del seen[name]
+            yield name, None
+        for name in sorted(name for name, stamp in there.items() if seen.get(name) != stamp):
+            # The stamp is the older of the two: what is replaced meanwhile is read once more.
+            seen[name] = there[name]
             path = os.path.join(self._records, name)
             try:
                 record = _parse(path, _content(path))
             except UnreadableRecord as e:
+                # Not remembered: what it was about may be read the next time.
+                del seen[name]
                 say(e.msg)
-                continue
-            if record is None:
-                _sweep(path)
-            elif record.key.plugin == plugin:
-                yield record
+                record = None
+            else:
+                if record is None:
+                    _sweep(path)
+            yield name, record if record is not None and record.key.plugin == plugin else None
 
     @contextmanager
     def shared(self, name: str) -> Generator[None]:
@@ -251,6 +277,9 @@ class _FileSlot:
             raise UnreadableRecord(self.path, f"it belongs to {_describe(record.key)}")
         return record
 
+    def stamp(self) -> Stamp | None:
+        return _stamp(os.fstat(self._held[-1])) if self._held else None
+
     def write(self, record: Record) -> None:
         if self._readonly:
             return
@@ -286,6 +315,25 @@ def file_name(key: Key) -> str:
     """What the file of a record is called."""
     identity = "\0".join((key.network, key.container_id, key.ifname))
     return f"{key.plugin}-{sha256(os.fsencode(identity)).hexdigest()[:32]}.json"
+
+
+def _stamp(seen: os.stat_result) -> Stamp:
+    return Stamp(seen.st_ino, seen.st_mtime_ns, seen.st_size)
+
+
+def _stamps(folder: str, plugin: str) -> dict[str, Stamp]:
+    """The plugin's files in the folder. Raises OSError where that cannot be listed."""
+    found: dict[str, Stamp] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                # A plugin's name may be the beginning of another's: the hash has a fixed length.
+                if entry.name.startswith(f"{plugin}-") and len(entry.name) == len(plugin) + 38:
+                    with suppress(FileNotFoundError):  # it went just now
+                        found[entry.name] = _stamp(entry.stat(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found
 
 
 def _describe(key: Key) -> str:
@@ -341,13 +389,6 @@ def _content(path: str) -> bytes:
         return b""
     except OSError as e:
         raise UnreadableRecord(path, str(e.strerror)) from e
-
-
-def _listing(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def _sweep(path: str) -> None:

@@ -15,7 +15,17 @@ from typing import Any
 
 import pytest
 
-from cnvnet.attachments import ADDED, ADDING, AttachmentFiles, Key, Record, UnreadableRecord, boot_id, rundir
+from cnvnet.attachments import (
+    ADDED,
+    ADDING,
+    AttachmentFiles,
+    Key,
+    Record,
+    Stamp,
+    UnreadableRecord,
+    boot_id,
+    rundir,
+)
 from cnvnet.cni.errors import CNIError
 
 KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
@@ -239,6 +249,33 @@ def test_gc_sees_the_attachments_of_one_plugin_and_network_only(tmp_path: Path) 
         with attachments.locked(key) as slot:
             slot.write(a_record(key))
     assert sorted(attachments.of_network("cnv-bridge", "net1")) == sorted(mine)
+
+
+def test_who_remembers_is_told_what_has_changed(tmp_path: Path) -> None:
+    attachments, seen = AttachmentFiles(str(tmp_path)), dict[str, Stamp]()
+
+    def changed() -> list[Record | None]:
+        return [record for _, record in attachments.changed("cnv-bridge", seen)]
+
+    other = KEY._replace(container_id="cid-2")
+    for key in (KEY, other, KEY._replace(plugin="masquerade")):
+        with attachments.locked(key) as slot:
+            slot.write(a_record(key))
+    assert sorted(changed(), key=str) == sorted([a_record(), a_record(other)], key=str)
+    assert changed() == []
+    with attachments.locked(KEY) as slot:
+        assert slot.stamp() in seen.values()
+        slot.write(a_record(state=ADDED))
+        assert slot.stamp() not in seen.values()
+    assert changed() == [a_record(state=ADDED)]
+    with attachments.locked(other) as slot:
+        slot.remove()
+    assert changed() == [None]
+    assert changed() == []
+    [name] = seen
+    (tmp_path / "attachments" / name).write_text("{")
+    assert changed() == [None]
+    assert changed() == [None]  # it may be readable by now
 
 
 def test_no_folder_has_no_attachments(tmp_path: Path) -> None:
