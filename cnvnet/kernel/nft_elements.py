@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Final, NamedTuple
 
 from cnvnet.kernel import nfnetlink as wire
@@ -36,13 +37,17 @@ class Element(NamedTuple):
 
 def encode(element: Element) -> tuple[bytes, bytes]:
     """The first and, for an interval, the last key the element stands for, as the kernel keeps them."""
-    bounds = [_bounds(kind, part) for kind, part in zip(element.types, element.key, strict=True)]
-    first = [low for low, _ in bounds]
-    last = [high or low for low, high in bounds] if any(high for _, high in bounds) else []
-    if len(bounds) == 1:
-        return first[0], b"".join(last)
+    if len(element.types) == 1 == len(element.key):
+        return _bounds(element.types[0], element.key[0])
     # Inside a concatenation every field begins at a multiple of four bytes.
-    return b"".join(map(_padded, first)), b"".join(map(_padded, last))
+    first = last = b""
+    is_interval = False
+    for kind, part in zip(element.types, element.key, strict=True):
+        low, high = _bounds(kind, part)
+        first += _padded(low)
+        last += _padded(high or low)
+        is_interval = is_interval or bool(high)
+    return first, last if is_interval else b""
 
 
 def describe(element: Element) -> str:
@@ -146,11 +151,17 @@ def _field(kind: str, value: str) -> bytes:
 
 
 def _padded(field: bytes) -> bytes:
-    return field + b"\0" * (-len(field) % 4)
+    return field if len(field) % 4 == 0 else field + b"\0" * (-len(field) % 4)
 
 
 def _data(kind: int, value: bytes) -> bytes:
     return nested(kind, attribute(_VALUE, value))
+
+
+@cache
+def _before(length: int) -> bytes:
+    """What comes before a key of that length in a list of elements: thousands are packed at once."""
+    return nested(1, _data(_KEY, bytes(length)))[: -length or None]
 
 
 def _where(element: Element) -> tuple[bytes, bytes]:
@@ -160,6 +171,9 @@ def _where(element: Element) -> tuple[bytes, bytes]:
 def _members(element: Element) -> Iterator[bytes]:
     """The element as the kernel wants it: a tree of single values takes an interval's two ends apart."""
     key, end = encode(element)
+    if not end and not element.data and len(key) % 4 == 0:
+        yield _before(len(key)) + key
+        return
     data = _verdict(element.data) if element.data else b""
     if end and len(element.types) > 1:
         yield nested(1, _data(_KEY, key), _data(_KEY_END, end), data)
