@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from cnvnet.agent import log
 from cnvnet.cni.errors import CNIError
 from cnvnet.diagnostics import collected
-from cnvnet.kernel.nft_events import Losses
+from cnvnet.kernel.nft_events import Changes
 from cnvnet.plugins.cnv_bridge.restoration import Restored
 
 # After a look, before the next one: somebody who deletes much may do so in many transactions. Seconds.
@@ -58,21 +58,21 @@ class Upkeep:
         self._begun: float | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-        self._losses = _subscribe([table.table for table in tables], programs)
+        self._changes = _subscribe([table.table for table in tables], programs)
 
     def start(self) -> None:
-        if self._losses is not None:
+        if self._changes is not None:
             self._thread.start()
 
     def stop(self) -> None:
         """What it is at is finished."""
         os.eventfd_write(self._wake, 1)
-        if self._losses is not None:
+        if self._changes is not None:
             self._thread.join(_HANGS)
 
     def problems(self) -> list[str]:
         """Why guards may be missing."""
-        if self._losses is None:
+        if self._changes is None:
             return []  # without nftables there are none
         begun = self._begun
         if not self._thread.is_alive() or (begun is not None and time.monotonic() - begun > _HANGS):
@@ -80,17 +80,17 @@ class Upkeep:
         return list(self._problems.values())
 
     def _run(self) -> None:
-        assert self._losses is not None
+        assert self._changes is not None
         poll = select.poll()
-        poll.register(self._losses.fileno(), select.POLLIN)
+        poll.register(self._changes.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         self._look()
         while not self._is_told_to_stop(_REST):
             poll.poll(None if self._again is None else max(0.0, self._again - time.monotonic()) * 1000)
-            lost = self._losses.take()
-            if lost or (self._again is not None and time.monotonic() >= self._again):
+            changed = self._changes.take()
+            if changed or (self._again is not None and time.monotonic() >= self._again):
                 self._look()
-        self._losses.close()
+        self._changes.close()
 
     def _is_told_to_stop(self, seconds: float) -> bool:
         return bool(select.select([self._wake], [], [], seconds)[0])
@@ -139,9 +139,9 @@ class Upkeep:
         self._problems[name] = problem
 
 
-def _subscribe(tables: Collection[str], programs: Collection[str]) -> Losses | None:
+def _subscribe(tables: Collection[str], programs: Collection[str]) -> Changes | None:
     try:
-        return Losses(tables, programs)
+        return Changes(tables, programs)
     except OSError as e:
         log.warning("nftables: not watched", error=str(e), needs="nfnetlink, AF_NETLINK and CAP_NET_ADMIN")
         return None

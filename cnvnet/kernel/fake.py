@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 
 from cnvnet.kernel import nft as nft_module
@@ -320,11 +320,14 @@ class _FailingNft:
     def chain(self, family: str, table: str, name: str) -> nft_module.Chain | None:
         return self._real.chain(family, table, name)
 
+    def dormant(self, family: str, table: str) -> bool:
+        return self._real.dormant(family, table)
+
     def rules(self, family: str, table: str, chain: str) -> list[nft_module.Rule]:
         return self._real.rules(family, table, chain)
 
-    def contents(self, family: str, table: str) -> str:
-        return self._real.contents(family, table)
+    def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
+        return self._real.contents(family, table, chains)
 
     def run(self, text: str) -> str:
         self._step("run")

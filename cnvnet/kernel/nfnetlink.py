@@ -25,7 +25,7 @@ from cnvnet.kernel.netlink import (
 
 NETLINK_NETFILTER: Final = 12
 FAMILIES: Final = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
-NEWTABLE, DELTABLE, GETCHAIN, GETRULE, GETSET = 0, 2, 4, 7, 10
+NEWTABLE, GETTABLE, DELTABLE, GETCHAIN, GETRULE, GETSET = 0, 1, 2, 4, 7, 10
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
 
 # The body of an answer follows its header and its struct nfgenmsg.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
@@ -35,6 +35,8 @@ _NEXT_VERSIONS: Final = 10
 # From so many of one set on it is quicker to list the set, which is ours, than to ask for each.
 _MANY: Final = 64
 _COMMENT: Final = 0
+# include/uapi/linux/netfilter/nf_tables.h: the flag of a table whose chains are not hooked.
+_DORMANT: Final = 1
 # What a chain's block says beside its rules.
 _NO_RULES: Final = ("type", "policy", "comment", "#")
 
@@ -65,17 +67,19 @@ class Nft(Protocol):
     """nftables of one namespace. Adding an element twice and deleting one that is not there are both fine.
 
     `ensure` loads a table's constant part unless it is `intact` or there is a newer `version`, which is its
-    first base chain. `change` is one transaction: first the deletions, then the additions. `missing` and
-    `chain` are what CHECK asks, `rules` what cleaning up after other programs needs, all without listing.
-    `contents` is a digest of all that a table does. `run` takes any nft script. All raise NftError.
+    first base chain. `change` is one transaction: first the deletions, then the additions. `missing`,
+    `chain` and `dormant` are what CHECK asks, `rules` what cleaning up after other programs needs, all
+    without listing. `contents` is a digest of all that a table does, or of the rules of some chains. `run`
+    takes any nft script. All raise NftError.
     """
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None: ...
     def change(self, *, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> None: ...
     def missing(self, elements: Sequence[Element]) -> list[Element]: ...
     def chain(self, family: str, table: str, name: str) -> Chain | None: ...
+    def dormant(self, family: str, table: str) -> bool: ...
     def rules(self, family: str, table: str, chain: str) -> list[Rule]: ...
-    def contents(self, family: str, table: str) -> str: ...
+    def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str: ...
     def run(self, text: str) -> str: ...
 
 
@@ -151,6 +155,15 @@ class Nftables:
             raise explained(e.errno, f"chain {family} {table} {name}") from e
         return _chain(raw)
 
+    def dormant(self, family: str, table: str) -> bool:
+        try:
+            raw = self._connection.get(wire.message(wire.GETTABLE, family, wire.string(1, table)))
+        except NetlinkError as e:
+            if wire.absent(e):
+                return False
+            raise explained(e.errno, f"table {family} {table}") from e
+        return bool(int.from_bytes(attributes(raw, wire.BODY).get(2, b"")) & _DORMANT)
+
     def rules(self, family: str, table: str, chain: str) -> list[Rule]:
         listing = wire.message(wire.GETRULE, family, wire.string(1, table), wire.string(2, chain))
         try:
@@ -160,10 +173,12 @@ class Nftables:
                 return []
             raise explained(e.errno, f"rules of {family} {table} {chain}") from e
 
-    def contents(self, family: str, table: str) -> str:
+    def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
         from cnvnet.kernel import nft_contents
 
         try:
+            if chains is not None:
+                return nft_contents.digest_of_rules(self._connection, family, table, chains)
             return nft_contents.digest(self._connection, family, table)
         except NetlinkError as e:
             raise explained(e.errno, f"table {family} {table}") from e
@@ -195,8 +210,7 @@ class Nftables:
         return [text(chain[3]) for chain in found if text(chain[1]) == table]
 
     def _present(self, of_one_set: Sequence[Element]) -> list[Element]:
-        keys = [encode(element) for element in of_one_set] if len(of_one_set) >= _MANY else []
-        if not keys or any(end for _, end in keys):
+        if len(of_one_set) < _MANY:
             return [element for element in of_one_set if self._has(element)]
         first = of_one_set[0]
         try:
@@ -205,6 +219,11 @@ class Nftables:
             if wire.absent(e):
                 return []
             raise explained(e.errno, describe(first)) from e
+        if not there:
+            return []
+        keys = [encode(element) for element in of_one_set]
+        if any(end for _, end in keys):
+            return [element for element in of_one_set if self._has(element)]
         pairs = zip(of_one_set, keys, strict=True)
         return [e for e, (key, _) in pairs if key in there and e.data.rpartition(" ")[2] in ("", there[key])]
 
@@ -225,7 +244,9 @@ class Nftables:
 
 def loaded(nft: Nft, family: str, table: str, version: str, text: str) -> bool:
     """Whether a table does its work, in this version or one of the next; elements alone do not."""
-    return intact(nft, family, table, version, text) or bool(newer(nft, family, table, version))
+    if intact(nft, family, table, version, text):
+        return True
+    return bool(newer(nft, family, table, version)) and not nft.dormant(family, table)
 
 
 def newer(nft: Nft, family: str, table: str, version: str) -> str:
@@ -235,37 +256,18 @@ def newer(nft: Nft, family: str, table: str, version: str) -> str:
     return next((n for n in names if (found := nft.chain(family, table, n)) and found.use > 0), "")
 
 
-def outdated(nft: Nft, family: str, table: str, version: str) -> bool:
-    """Whether a table is there in one of the versions before."""
-    base, _, number = version.rpartition("_v")
-    return any(nft.chain(family, table, f"{base}_v{n}") for n in range(int(number)))
-
-
-def repair(nft: Nft, family: str, table: str, version: str, text: str, *, needed: bool) -> bool:
-    """Whether a table was damaged, of an older version, or missing though `needed`, and so has been loaded.
-
-    NftError as well for one that a newer program would have to load.
-    """
-    if loaded(nft, family, table, version, text) or not (needed or outdated(nft, family, table, version)):
-        return False
-    nft.ensure(family, table, version, text)
-    if not loaded(nft, family, table, version, text):
-        raise NftError(errno.EBUSY, f"table {family} {table}: damaged, and a newer program's to load again")
-    return True
-
-
 def intact(nft: Nft, family: str, table: str, version: str, text: str) -> bool:
-    """Whether all chains of this version's text are there with their rules and the jumps to them.
+    """Whether all chains of this version's text are there, with as many rules and jumps to them, and awake.
 
-    A chain without rules was flushed by hand; `nft flush table` leaves the elements where they are. Ten
-    microseconds a chain.
+    A chain with fewer was flushed by hand (`nft flush table` leaves the elements where they are), one with
+    more may accept what ours would drop. Ten microseconds a chain.
     """
     wanted = uses(text)
     # The base chain first: mostly it is the only one asked for where nothing is loaded.
     return all(
-        (found := nft.chain(family, table, name)) is not None and found.use >= wanted.get(name, 1)
+        (found := nft.chain(family, table, name)) is not None and found.use == wanted[name]
         for name in dict.fromkeys((version, *wanted))
-    )
+    ) and not nft.dormant(family, table)
 
 
 def uses(text: str) -> dict[str, int]:

@@ -6,8 +6,9 @@ nor who refers to what how often.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
+from itertools import chain
 
 from cnvnet.kernel import nfnetlink as wire
 from cnvnet.kernel.netlink import attributes, text
@@ -18,23 +19,40 @@ _OF_CHAIN = (3, 4, 5, 7)
 
 def digest(connection: wire.Connection, family: str, table: str) -> str:
     """Raises NetlinkError."""
+    return _digest(chain(_rules(connection, family, table), _sets(connection, family, table)))
+
+
+def digest_of_rules(connection: wire.Connection, family: str, table: str, chains: Collection[str]) -> str:
+    """Of these chains and their rules only: others, and elements, come and go. Raises NetlinkError."""
+    return _digest(_rules(connection, family, table, chains))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     found = sha256()
-    for part in _parts(connection, family, table):
+    for part in parts:
         found.update(len(part).to_bytes(4, "big") + part)
     return found.hexdigest()
 
 
-def _parts(connection: wire.Connection, family: str, table: str) -> Iterator[bytes]:
+def _rules(
+    connection: wire.Connection, family: str, table: str, chains: Collection[str] | None = None
+) -> Iterator[bytes]:
     of_table = wire.string(1, table)
     for raw in connection.dump(wire.message(wire.GETCHAIN, family)):
-        chain = attributes(raw, wire.BODY)
-        if text(chain[1]) == table:
-            yield from (chain.get(kind, b"") for kind in _OF_CHAIN)
+        found = attributes(raw, wire.BODY)
+        if text(found[1]) == table and (chains is None or text(found[3]) in chains):
+            yield from (found.get(kind, b"") for kind in _OF_CHAIN)
     for raw in connection.dump(wire.message(wire.GETRULE, family, of_table)):
         rule = attributes(raw, wire.BODY)
+        if chains is not None and text(rule[2]) not in chains:
+            continue
         yield rule[2]
         for expression in wire.members(rule.get(4, b"")):
             yield b"" if text(attributes(expression)[1]) == "counter" else expression
+
+
+def _sets(connection: wire.Connection, family: str, table: str) -> Iterator[bytes]:
+    of_table = wire.string(1, table)
     names = [
         attributes(raw, wire.BODY)[2] for raw in connection.dump(wire.message(wire.GETSET, family, of_table))
     ]

@@ -1,4 +1,4 @@
-"""Whether somebody takes away what is ours in nftables: heard from the kernel, which tells of every change.
+"""Whether somebody changes what is ours in nftables: heard from the kernel, which tells of all changes.
 
 Other programs of a node write thousands of objects at a time, each of which is an event. So what has not one
 of the tables' names in it costs one search of its bytes, and is never taken apart.
@@ -15,10 +15,8 @@ from typing import Final
 from cnvnet.kernel import nfnetlink as wire
 from cnvnet.kernel.netlink import HEADER_SIZE, attributes, text
 
-# include/uapi/linux/netfilter/nf_tables.h. Kernels from 6.3 on tell of "destroy" by numbers of its own.
-_SUBSYSTEM: Final = 10 << 8
-_NEWGEN: Final = _SUBSYSTEM | 15
-_DELETIONS: Final = frozenset(_SUBSYSTEM | kind for kind in (2, 5, 8, 11, 14, 20, 24, *range(26, 33)))
+# include/uapi/linux/netfilter/nf_tables.h
+_NEWGEN: Final = 10 << 8 | 15
 # The table's name has the same number in the messages of tables, chains, rules, sets, elements and objects.
 _TABLE: Final = 1
 _THREAD, _PROGRAM = 2, 3
@@ -27,10 +25,10 @@ _ROOM: Final = 32 << 20
 _HEADER: Final = struct.Struct("=IHHII")
 
 
-class Losses:
+class Changes:
     """A subscription, for some tables, to the namespace its thread is in when it is made.
 
-    What programs of the `trusted` names delete is their own, and so is what this process deletes. (The names
+    What programs of the `trusted` names change is their own, and so is what this process changes. (The names
     are those of their processes, of which the kernel knows 15 bytes.) Raises OSError where there is no
     nfnetlink.
     """
@@ -39,7 +37,7 @@ class Losses:
         self._tables = [table.encode() + b"\0" for table in tables]
         self._trusted = frozenset(trusted)
         self._subscription = wire.Subscription(_ROOM)
-        self._deleted = False
+        self._changed = False
 
     def fileno(self) -> int:
         """Readable when there is something to take."""
@@ -49,8 +47,9 @@ class Losses:
         self._subscription.close()
 
     def take(self) -> bool:
-        """Whether, since the last call, anybody else may have deleted something of the tables. Never waits.
+        """Whether, since the last call, anybody else may have changed something of the tables. Never waits.
 
+        Whatever it was: a rule put before ours, a table put to sleep (`flags dormant`), an element deleted.
         True as well when the kernel had more to say than there was room for.
         """
         found = False
@@ -66,14 +65,14 @@ class Losses:
                 continue
             # A transaction's end, which tells whose it was, comes after all the rest and by itself.
             if _kind(data) == _NEWGEN:
-                found = found or (self._deleted and not self._is_trusted(data))
-                self._deleted = False
-            elif not self._deleted and any(table in data for table in self._tables):
-                self._deleted = any(map(self._is_deletion, _messages(data)))
+                found = found or (self._changed and not self._is_trusted(data))
+                self._changed = False
+            elif not self._changed and any(table in data for table in self._tables):
+                self._changed = any(map(self._is_about_ours, _messages(data)))
 
-    def _is_deletion(self, message: bytes) -> bool:
+    def _is_about_ours(self, message: bytes) -> bool:
         name = text(attributes(message, wire.BODY).get(_TABLE, b"")).encode() + b"\0"
-        return _kind(message) in _DELETIONS and name in self._tables
+        return name in self._tables
 
     def _is_trusted(self, end: bytes) -> bool:
         author = attributes(end, wire.BODY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Final
 
@@ -33,6 +33,7 @@ class FakeTable:
     def __init__(self) -> None:
         self.chains: dict[str, list[Rule]] = {}
         self.sets: dict[str, dict[tuple[bytes, bytes], Element]] = {}
+        self.dormant = False
 
 
 class FakeNft:
@@ -78,12 +79,17 @@ class FakeNft:
         entries = [e for of in found.sets.values() for e in of.values() if e.data.endswith(f" {name}")]
         return Chain(name, len(found.chains[name]) + len(jumps) + len(entries))
 
+    def dormant(self, family: str, table: str) -> bool:
+        return self.tables.get((family, table), FakeTable()).dormant
+
     def rules(self, family: str, table: str, chain: str) -> list[Rule]:
         return list(self.tables.get((family, table), FakeTable()).chains.get(chain, ()))
 
-    def contents(self, family: str, table: str) -> str:
+    def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
         found = self.tables.get((family, table), FakeTable())
         rules = {name: [rule.comment for rule in there] for name, there in found.chains.items()}
+        if chains is not None:
+            return repr({name: there for name, there in rules.items() if name in chains})
         return repr((rules, {name: sorted(there) for name, there in found.sets.items()}))
 
     def run(self, text: str) -> str:
@@ -116,6 +122,7 @@ class FakeNft:
 
     def _block(self, family_and_table: tuple[str, str], lines: Iterator[str]) -> None:
         table = self.tables.setdefault(family_and_table, FakeTable())
+        table.dormant = False
         for line in lines:
             if line == "}":
                 return
@@ -142,6 +149,8 @@ class FakeNft:
                 self.tables[family, table] = FakeTable()
             case ["add", "table", family, table]:
                 self.tables.setdefault((family, table), FakeTable())
+            case ["add", "table", family, table, "{", "flags dormant; }"]:
+                self.tables.setdefault((family, table), FakeTable()).dormant = True
             case ["delete", "table", family, table]:
                 self._table(family, table)
                 del self.tables[family, table]

@@ -212,11 +212,6 @@ def ensure(nft: Nft) -> None:
     nft.ensure(FAMILY, TABLE, VERSION, TEXT)
 
 
-def repair(nft: Nft, *, needed: bool) -> bool:
-    """Whether the table had to be loaded: damaged, older, or missing though `needed`. Raises NftError."""
-    return kernel_nft.repair(nft, FAMILY, TABLE, VERSION, TEXT, needed=needed)
-
-
 def loaded(nft: Nft) -> bool:
     """Whether the whole table is there, which elements alone do not tell; 0.2 ms."""
     return kernel_nft.loaded(nft, FAMILY, TABLE, VERSION, TEXT)

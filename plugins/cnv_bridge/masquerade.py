@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from cnvnet.attachments import Attachments, Key
 from cnvnet.cni.errors import IO_FAILURE, CNIError
 from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Element, Nft, NftError, loaded, repair
+from cnvnet.kernel.nft import Element, Nft, NftError, loaded
 
 FAMILY: Final = "inet"
 TABLE: Final = "cnv_masquerade"
@@ -89,17 +89,17 @@ class Masquerade(NamedTuple):
                     if owner.startswith(_of_network(plugin, network)) and owner not in kept:
                         self._remove(nft, owner, ip_interface(name))
 
-    def restore(self, nft: Nft, keys: Iterable[Key]) -> tuple[bool, int]:
-        """Puts back what others have deleted of these attachments' addresses.
+    def restore(self, nft: Nft, keys: Iterable[Key], repair: Callable[[bool], bool]) -> tuple[bool, int]:
+        """Puts back what others have taken away of these attachments' addresses.
 
-        Whether rules were missing or an older version's, and how many elements were. Raises NftError, and
-        CNIError 5.
+        Whether rules were not as they should be, and how many elements were missing. `repair` sees to the
+        table, being told whether it is needed. Raises NftError, and CNIError 5.
         """
         owners = {_marker(key) for key in keys}
         # The markers tell: DEL takes one away under this lock, and the address with the last.
         with self.attachments.shared(_LOCK):
             wanted = self._marked(owners)
-            rules = repair(nft, FAMILY, TABLE, VERSION, TEXT, needed=bool(wanted))
+            rules = repair(bool(wanted))
             for subnet in {address.network: address for address in wanted}.values():
                 rules = _ensure_subnet(nft, subnet) or rules
             # Whoever has the address elsewhere by now is right.
@@ -190,7 +190,7 @@ def _ensure_subnet(nft: Nft, address: Interface) -> bool:
 
 
 def _has_subnet(nft: Nft, address: Interface) -> bool:
-    return bool(nft.rules(FAMILY, TABLE, _subnet_chain(address)))
+    return len(nft.rules(FAMILY, TABLE, _subnet_chain(address))) == 1
 
 
 def _subnet_chain(address: Interface) -> str:

@@ -16,7 +16,7 @@ import pytest
 from cnvnet.attachments import boot_id
 from cnvnet.kernel import netns
 from cnvnet.kernel.nft import Nft, open_nft
-from cnvnet.kernel.nft_events import Losses
+from cnvnet.kernel.nft_events import Changes
 from cnvnet.plugins.cnv_bridge import guards, restoration
 from tests.functional.agent.lab import (
     RunningAgent,
@@ -207,15 +207,15 @@ def test_calls_that_delete_are_not_taken_for_damage(guarded: Guarded) -> None:
 def test_what_an_executable_deletes_is_not_even_looked_at(node: Node) -> None:
     network, pod = Network(node, OURS, macspoofchk=True), node.pod()
     with netns.opened(node.netns) as inside, netns.entered(inside):
-        losses = Losses([guards.TABLE], restoration.PROGRAMS)
+        changes = Changes([guards.TABLE], restoration.PROGRAMS)
     try:
         network.add(pod).ok()
         network.delete(pod).ok()
-        assert not losses.take()
+        assert not changes.take()
         node.run("nft", "delete table bridge cnv_bridge")
-        assert losses.take()
+        assert changes.take()
     finally:
-        losses.close()
+        changes.close()
 
 
 def test_a_port_that_has_gone_gets_no_elements(guarded: Guarded) -> None:

@@ -14,7 +14,9 @@ import pytest
 from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, Slot, boot_id
 from cnvnet.kernel.nft import NftError
 from cnvnet.kernel.nft_fake import FakeNft
-from cnvnet.plugins.cnv_bridge import guards
+from cnvnet.kernel.nft_upkeep import Keeper
+from cnvnet.plugins.cnv_bridge import guards, masquerade
+from cnvnet.plugins.cnv_bridge.inventory import Inventory
 from cnvnet.plugins.cnv_bridge.leftovers import Tools
 from cnvnet.plugins.cnv_bridge.restoration import GuardsTable, MasqueradeTable, Restored
 from tests.unit.plugins.cnv_bridge.world import FULL, World
@@ -30,7 +32,8 @@ class Node(World):
         super().__init__(folder, **FULL)
         self.result = self.add()
         tools = Tools.of(str(self.rundir), self.kernel)
-        self.guards, self.masquerade = GuardsTable(tools), MasqueradeTable(tools)
+        inventory = Inventory(tools.attachments)
+        self.guards, self.masquerade = GuardsTable(tools, inventory), MasqueradeTable(tools, inventory)
         self.before = self.elements
 
     @property
@@ -77,6 +80,50 @@ def test_one_element_is_put_back(node: Node) -> None:
     node.nft.change(delete=lost)
     assert node.restore() == (Restored(elements=1), NOTHING)
     assert node.elements == node.before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "add rule bridge cnv_bridge mac_source accept",
+        "flush chain bridge cnv_bridge mac_source",
+        "add table bridge cnv_bridge { flags dormant; }",
+    ],
+)
+def test_rules_that_are_not_as_they_were_loaded_are_loaded_again(node: Node, damage: str) -> None:
+    node.nft.run(damage)
+    assert not guards.loaded(node.nft)
+    assert node.restore() == (Restored(rules=True), NOTHING)
+    assert guards.loaded(node.nft)
+    assert node.elements == node.before
+
+
+def test_what_was_exchanged_shows_once_it_has_been_seen(node: Node) -> None:
+    node.restore()
+    chain = node.nft.tables["bridge", "cnv_bridge"].chains["mac_source"]
+    chain[0] = chain[0]._replace(comment="somebody else's")
+    assert guards.loaded(node.nft)
+    assert node.restore() == (Restored(rules=True), NOTHING)
+    assert node.restore() == (NOTHING, NOTHING)
+
+
+def test_a_record_is_read_once_until_it_changes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def content(path: str) -> bytes:
+        read.append(path)
+        return Path(path).read_bytes()
+
+    monkeypatch.setattr("cnvnet.attachments._content", content)
+    node.restore()
+    node.nft.run("flush ruleset")
+    node.restore()
+    assert len(read) == 1
+    node.rewrite(state=DELETING)
+    node.nft.run("flush ruleset")
+    node.restore()
+    assert len(read) == 2
+    assert not any("cnv_bridge" in element for element in node.elements)
 
 
 def test_of_a_node_without_attachments_nothing_is_loaded(node: Node) -> None:
@@ -131,7 +178,8 @@ def test_who_is_deleted_between_two_looks_at_his_record_is_not_put_back(node: No
                 yield slot
 
     tools = Tools.of(str(node.rundir), node.kernel)
-    table = GuardsTable(tools._replace(attachments=Late(str(node.rundir))))
+    late = Late(str(node.rundir))
+    table = GuardsTable(tools._replace(attachments=late), Inventory(late))
     node.nft.run("flush ruleset")
     assert table.restore() == Restored(rules=True)
     node.assert_nothing_of_an_attachment()
@@ -156,11 +204,16 @@ def test_the_newest_attachment_decides_about_the_subnet(node: Node) -> None:
         when = 2**31 if os.readlink(marker).endswith("/16") else 2**30
         os.utime(marker, (when, when), follow_symlinks=False)
     node.nft.run("flush ruleset")
-    assert tools.masquerade.restore(node.nft, keys) == (True, 1)
+    keeper = Keeper(masquerade.FAMILY, masquerade.TABLE, masquerade.VERSION, masquerade.TEXT)
+
+    def repair(needed: bool) -> bool:
+        return keeper.repair(node.nft, needed=needed)
+
+    assert tools.masquerade.restore(node.nft, keys, repair) == (True, 1)
     assert any("10.0.0.2 : goto beyond_10.0.0.0/16" in element for element in node.nft.elements())
     # As long as the address is in the map at all, nobody knows better than the one who put it there.
     node.nft.run("flush chain inet cnv_masquerade beyond_10.0.0.0/16")
-    assert tools.masquerade.restore(node.nft, keys) == (True, 0)
+    assert tools.masquerade.restore(node.nft, keys, repair) == (True, 0)
 
 
 def older() -> str:
