@@ -293,6 +293,10 @@ def _check_name(name: str) -> None:
 
 
 def _ensure_there(record: Record) -> None:
+    if not os.path.exists(record.netns_path):
+        # What has gone and what is out of sight look the same.
+        remedy = "an agent in a container needs the node's /proc and /run/netns"
+        raise CNIError(NOT_AVAILABLE, f"the agent sees no namespace at {record.netns_path} ({remedy})")
     if not _is_there(record):
         raise CNIError(NOT_AVAILABLE, _gone(record))
 

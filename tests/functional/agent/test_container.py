@@ -8,6 +8,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +107,21 @@ def test_a_namespace_that_only_the_record_knows_is_found(lab: Lab) -> None:
         cni(lab.node, "DEL", "", config=config, ifname="net1").ok()
         assert set(pod.links()) == {"lo", "eth0"}
         assert ran(agent) == 2
+
+
+def test_an_agent_that_cannot_see_a_guests_namespace_says_what_it_needs(lab: Lab) -> None:
+    pod = lab.pod()
+    config = {"type": "masquerade", "name": "masq"}
+    with contained_agent(lab.node):
+        needed: dict[str, Any] = {**config, "guestServices": {}}
+        error = cni(lab.node, "ADD", pod, config=needed, ifname="net1").error()
+        assert (error["code"], "needs the node's /proc and /run/netns" in error["msg"]) == (50, True)
+        assert set(pod.links()) == {"lo", "eth0"}
+        # Where the guest need not be served it is a line of the call's.
+        added = cni(lab.node, "ADD", pod, config=config, ifname="net1")
+        assert added.code == 0
+        assert "needs the node's /proc and /run/netns" in added.stderr
+        cni(lab.node, "DEL", pod, config=config, ifname="net1").ok()
 
 
 def test_addresses_of_live_holders_are_not_taken_for_those_of_dead_ones(node: Node) -> None:
