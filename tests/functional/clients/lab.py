@@ -7,6 +7,7 @@ the host name is done to the machine only, and no process outlives it.
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
@@ -192,9 +193,12 @@ class Lab(masquerade.Lab):
             "guestServices": {**WISHES, **wishes},
         }
         use_agent = {"CNVNET_AGENT": "auto"}
-        self.node.cni(
+        added = self.node.cni(
             way.plugin, "ADD", config, pod, ifname="net1", container_id=pod.pid, env=use_agent
-        ).ok()
+        )
+        # pytest shows it with a test that fails: what a guest is not told has a reason there.
+        sys.stderr.write(added.stderr)
+        added.ok()
         self.plug(pod)
         return agent
 
