@@ -147,6 +147,36 @@ def test_inform_without_an_address_in_it_is_answered_to_its_sender_or_to_all() -
     assert ignored(client4("inform", source="224.0.0.1")) == "malformed"
 
 
+def padded(*options: bytes) -> bytes:
+    """A REQUEST for our address that says so behind padding, in the middle of its options."""
+    frame = client4("request")
+    return rewritten(frame, bytes(frame[42:282]) + b"\x35\1\3" + b"\0" * 3 + b"".join(options) + b"\xff")
+
+
+def rewritten(frame: bytes, payload: bytes) -> bytes:
+    """The frame with another message in it."""
+    ends = Ether(frame[:14]) / IP(src="0.0.0.0", dst="255.255.255.255")
+    return bytes(ends / UDP(sport=68, dport=67) / payload)
+
+
+def test_padding_between_options_is_skipped() -> None:
+    assert answered(padded(b"\x32\4\x0a\0\2\2"), "ack").kind == 5
+    assert answered(padded(b"\x32\4\x0a\0\2\x03"), "nak").kind == 6
+
+
+@pytest.mark.parametrize(("which", "place", "size"), [(1, 108, 128), (2, 44, 64)], ids=["file", "sname"])
+def test_options_in_the_whole_of_a_text_field_are_read(which: int, place: int, size: int) -> None:
+    message = bytearray(client4("request")[42:])
+    # Its last bytes are the address.
+    field = (b"\0" * size + b"\x32\4\x0a\0\2\x02\xff")[-size:]
+    message[place : place + size] = field
+    message[240:] = b"\x35\1\3\x34\1" + bytes([which]) + b"\xff"
+    assert answered(rewritten(client4("request"), bytes(message)), "ack").kind == 5
+    # Where nobody says that they are options they are none.
+    message[240:] = b"\x35\1\3\xff"
+    assert ignored(rewritten(client4("request"), bytes(message))) == "malformed"
+
+
 def test_release_and_decline_are_counted_and_not_answered() -> None:
     server = ("server_id", "10.0.2.1")
     assert ignored(client4("release", server, **RENEWED, destination="10.0.2.1")) == "release"
