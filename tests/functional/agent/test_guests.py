@@ -181,6 +181,18 @@ def test_a_tap_that_comes_back_is_served_again(lab: Lab) -> None:
         assert eventually(lambda: is_served(lab, agent))
 
 
+def test_a_tap_that_is_made_anew_is_served_again(lab: Lab) -> None:
+    with running_agent(lab.node) as agent:
+        pod = attached(lab)
+        lab.unplug()
+        pod.run("ip", "link", "del", "tap0")
+        # It says so, and is not taken for one that is served.
+        assert eventually(lambda: not is_served(lab, agent))
+        assert agent.metrics()['cnvnet_guests{state="waiting"}'] == 1
+        pod.run("ip", "tuntap", "add", "tap0", "mode", "tap")
+        assert eventually(lambda: is_served(lab, agent))
+
+
 def test_records_that_are_not_to_be_served(lab: Lab) -> None:
     pod = attached_without_agent(lab)
     path = record(lab)
