@@ -67,14 +67,6 @@ class AddAddress(NamedTuple):
     nodad: bool = False
 
 
-class RestoreAddress(NamedTuple):
-    """An address as it was once read, on the link it names, for good and without duplicate address
-    detection. Errors as with AddAddress.
-    """
-
-    address: Address
-
-
 class DeleteAddress(NamedTuple):
     """EADDRNOTAVAIL when the link does not have it, ENODEV when there is no such link."""
 
@@ -100,21 +92,20 @@ def encode_add(wanted: AddAddress) -> Message:
     return Message(RTM_NEWADDR, CREATE | EXCL, body)
 
 
-def encode_restore(wanted: RestoreAddress) -> Message:
-    """RTM_NEWADDR."""
-    was = wanted.address
-    address = was.address
-    flags = _IFA_F_NODAD if address.version == 6 else 0
-    flags |= _IFA_F_NOPREFIXROUTE if was.noprefixroute else 0
-    family = AF_INET if address.version == 4 else AF_INET6
-    body = _IFADDR.pack(family, address.network.prefixlen, flags & 0xFF, was.scope, was.ifindex)
-    body += attribute(_IFA_LOCAL, address.ip.packed)
-    body += attribute(_IFA_ADDRESS, (was.peer or address.ip).packed)
-    if was.broadcast is not None:
-        body += attribute(_IFA_BROADCAST, was.broadcast.packed)
+def encode(address: Address) -> Message:
+    """RTM_NEWADDR: an address as the kernel would report it, but for its state."""
+    found = address.address
+    flags = _IFA_F_PERMANENT if address.permanent else 0
+    flags |= _IFA_F_NOPREFIXROUTE if address.noprefixroute else 0
+    family = AF_INET if found.version == 4 else AF_INET6
+    body = _IFADDR.pack(family, found.network.prefixlen, flags & 0xFF, address.scope, address.ifindex)
+    body += attribute(_IFA_LOCAL, found.ip.packed)
+    body += attribute(_IFA_ADDRESS, (address.peer or found.ip).packed)
+    if address.broadcast is not None:
+        body += attribute(_IFA_BROADCAST, address.broadcast.packed)
     body += attribute(_IFA_FLAGS, _U32.pack(flags))
-    if was.proto:
-        body += attribute(_IFA_PROTO, bytes([was.proto]))
+    if address.proto:
+        body += attribute(_IFA_PROTO, bytes([address.proto]))
     return Message(RTM_NEWADDR, CREATE | EXCL, body)
 
 

@@ -9,8 +9,9 @@ import os
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 
+from cnvnet.kernel import addresses, neighbours, netlink, routes, snapshots
 from cnvnet.kernel import nft as nft_module
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.fake_namespace import FakeLink, FakeNamespace
 from cnvnet.kernel.links import (
     RETIRED_GROUP,
@@ -24,10 +25,12 @@ from cnvnet.kernel.links import (
     Tun,
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
+from cnvnet.kernel.netlink import Message
 from cnvnet.kernel.netns import Netns, NotANamespace
 from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.retired import Reaper
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
+from cnvnet.kernel.snapshots import NEWADDR, NEWNEIGH, NEWROUTE, Replay, Snapshot
 from cnvnet.kernel.stack import Changes, KernelError, Operation, Stack, describe, ifindex_of
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
@@ -186,6 +189,17 @@ class FakeStack:
     def changes(self) -> Generator[Changes]:
         yield _FakeChanges(self._namespace)
 
+    def snapshot(self, ifindex: int) -> Snapshot:
+        made = (
+            map(addresses.encode, self.addresses()),
+            (routes.encode_add(AddRoute(route)) for route in self.routes()),
+            (neighbours.encode_add(AddNeighbour(each)) for each in self.neighbours()),
+        )
+        shown = [[netlink.pack(message) for message in each] for each in made]
+        return snapshots.take(
+            ifindex, 0, addresses=shown[0], nexthops=(), routes=shown[1], neighbours=shown[2]
+        )
+
     def _perform(self, operation: Operation) -> FakeLink | None:
         if isinstance(operation, CreateBridge | CreateVeth | CreateDummy | CreateTap):
             return self._create(operation)
@@ -200,8 +214,6 @@ class FakeStack:
                 namespace.delete_group(operation.group)
             case AddAddress():
                 namespace.add_address(operation)
-            case RestoreAddress():
-                namespace.restore_address(operation.address)
             case DeleteAddress():
                 namespace.delete_address(operation)
             case AddRoute():
@@ -216,7 +228,28 @@ class FakeStack:
                 namespace.delete_neighbour(operation.neighbour)
             case AddVlans() | DeleteVlans():
                 namespace.change_vlans(operation)
+            case Replay():
+                self._replay(netlink.pack(operation.message), operation.message)
         return None
+
+    def _replay(self, raw: bytes, message: Message) -> None:
+        """Next hop objects are unknown here."""
+        namespace = self._namespace
+        address = addresses.decode(raw) if message.type & ~1 == NEWADDR else None
+        if address is not None and message.type != NEWADDR:
+            namespace.delete_address(DeleteAddress(address.ifindex, address.address))
+        elif address is not None and message.flags & netlink.EXCL:
+            namespace.restore_address(address)
+        elif message.type == NEWROUTE:
+            for route in routes.decode(raw):
+                namespace.add_route(AddRoute(route, append=True))
+        elif message.type == NEWROUTE + 1:
+            for route in routes.decode(raw):
+                namespace.delete_route(route)
+        elif message.type == NEWNEIGH:
+            neighbour = neighbours.decode(raw)
+            if neighbour is not None:
+                namespace.add_neighbour(neighbour)
 
     def _create(self, wanted: CreateBridge | CreateVeth | CreateDummy | CreateTap) -> FakeLink:
         namespace = self._namespace

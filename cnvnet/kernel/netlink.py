@@ -101,7 +101,7 @@ class Socket:
         """
         self._sequence += 1
         sequence = self._sequence
-        self._socket.send(_pack(message, ACK, sequence))
+        self._socket.send(pack(message, ACK, sequence))
         replies: list[bytes] = []
         while True:
             for kind, _, number, raw in self._receive():
@@ -120,7 +120,7 @@ class Socket:
         """
         self._sequence += 1
         sequence = self._sequence
-        self._socket.send(_pack(message, 0, sequence))
+        self._socket.send(pack(message, 0, sequence))
         while True:
             for kind, _, number, raw in self._receive():
                 if number != sequence:
@@ -139,7 +139,7 @@ class Socket:
         for chunk in _chunks(messages):
             first = self._sequence + 1
             self._sequence += len(chunk)
-            self._socket.send(b"".join(_pack(m, ACK, first + i) for i, m in enumerate(chunk)))
+            self._socket.send(b"".join(pack(m, ACK, first + i) for i, m in enumerate(chunk)))
             answers: dict[int, NetlinkError | None] = {}
             while len(answers) < len(chunk):
                 for kind, _, number, raw in self._receive():
@@ -164,7 +164,7 @@ class Socket:
     def _dump_once(self, message: Message) -> list[bytes] | None:
         self._sequence += 1
         sequence = self._sequence
-        self._socket.send(_pack(message, DUMP, sequence))
+        self._socket.send(pack(message, DUMP, sequence))
         found: list[bytes] = []
         whole = True
         while True:
@@ -234,7 +234,8 @@ def _chunks(messages: Sequence[Message]) -> Iterator[list[Message]]:
         yield chunk
 
 
-def _pack(message: Message, flags: int, sequence: int) -> bytes:
+def pack(message: Message, flags: int = 0, sequence: int = 0) -> bytes:
+    """The whole message, header included."""
     kind, more, body = message
     return _HEADER.pack(HEADER_SIZE + len(body), kind, REQUEST | flags | more, sequence, 0) + body
 
@@ -280,6 +281,17 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         found[kind & _TYPE_MASK] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def members(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The same in their order, each as it is: its own header and padding included."""
+    while offset + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        end = offset + length
+        yield kind & _TYPE_MASK, data[offset:end] + b"\0" * (-length % 4)
+        offset = end + -length % 4
 
 
 def text(payload: bytes) -> str:

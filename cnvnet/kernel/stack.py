@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from cnvnet.kernel import addresses, links, neighbours, netns, routes, sysctl, tap, vlans
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
+from cnvnet.kernel import addresses, links, neighbours, netns, routes, snapshots, sysctl, tap, vlans
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.links import (
     ChangeLink,
     CreateBridge,
@@ -28,6 +29,7 @@ from cnvnet.kernel.netlink import Message, NetlinkError, Socket
 from cnvnet.kernel.netns import Netns, lock
 from cnvnet.kernel.nft import Nft
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
+from cnvnet.kernel.snapshots import Replay, Snapshot
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
 
@@ -43,7 +45,6 @@ Operation = (
     | DeleteLink
     | DeleteGroup
     | AddAddress
-    | RestoreAddress
     | DeleteAddress
     | AddRoute
     | DeleteRoute
@@ -52,6 +53,7 @@ Operation = (
     | DeleteNeighbour
     | AddVlans
     | DeleteVlans
+    | Replay
 )
 
 
@@ -118,13 +120,15 @@ class Stack(Reader, Protocol):
     refused.
 
     It returns the links created, in order, as they are right after their creation: with their master, but
-    not yet with its effects (operstate, port flags, a bridge's MAC).
+    not yet with its effects (operstate, port flags, a bridge's MAC). `snapshot` is what a link has of layer
+    3 and keeps by itself.
     """
 
     @property
     def sysctls(self) -> Sysctls: ...
     def apply(self, *operations: Operation) -> list[Link]: ...
     def changes(self) -> AbstractContextManager[Changes]: ...
+    def snapshot(self, ifindex: int) -> Snapshot: ...
 
 
 class Kernel(Protocol):
@@ -214,6 +218,24 @@ class NetlinkStack:
             listener.join(_RTNLGRP_LINK, _RTNLGRP_IPV6_IFADDR)
             yield listener
 
+    def snapshot(self, ifindex: int) -> Snapshot:
+        return snapshots.take(
+            ifindex,
+            int(time.monotonic()),
+            addresses=self._dump("addresses", addresses.query(ifindex)),
+            nexthops=self._nexthops(),
+            routes=self._dump("routes", routes.query()),
+            neighbours=[raw for query in neighbours.queries() for raw in self._dump("neighbours", query)],
+        )
+
+    def _nexthops(self) -> list[bytes]:
+        try:
+            return self._socket.dump(snapshots.query_nexthops())
+        except NetlinkError as e:
+            if e.errno == errno.EOPNOTSUPP:
+                return []
+            raise KernelError(e.errno or errno.EIO, f"next hops: {e.text}") from e
+
     def _perform(self, operation: Operation) -> list[Link]:
         if isinstance(operation, CreateTap):
             with _inside(self._netns):
@@ -295,7 +317,7 @@ class LinuxKernel:
 
 def describe(operation: Operation, link: str = "") -> str:
     """One line for messages: what was asked, of which link (`link` is its name where one is known)."""
-    words = _WORDS[type(operation)]
+    words = operation.words if isinstance(operation, Replay) else _WORDS[type(operation)]
     if isinstance(operation, CreateBridge | CreateDummy | CreateTap):
         return f"{words} {operation.name}"
     if isinstance(operation, CreateVeth):
@@ -313,18 +335,16 @@ def ifindex_of(operation: Operation) -> int:
         return operation.route.ifindex
     if isinstance(operation, AddNeighbour | DeleteNeighbour):
         return operation.neighbour.ifindex
-    if isinstance(operation, RestoreAddress):
-        return operation.address.ifindex
     if isinstance(operation, CreateBridge | CreateVeth | CreateDummy | CreateTap | DeleteGroup):
         return 0
     return operation.ifindex
 
 
 def _detail(operation: Operation) -> str:
+    if isinstance(operation, Replay):
+        return operation.subject
     if isinstance(operation, AddAddress | DeleteAddress | ResolveNeighbour):
         return str(operation.address)
-    if isinstance(operation, RestoreAddress):
-        return str(operation.address.address)
     if isinstance(operation, AddRoute | DeleteRoute):
         route = operation.route
         return f"{route.dst} via {route.gw}" if route.gw is not None else str(route.dst)
@@ -363,7 +383,6 @@ _ENCODERS: Final[dict[type, Callable[[Any], list[Message]]]] = {
     DeleteLink: _one(links.encode_delete),
     DeleteGroup: _one(links.encode_delete_group),
     AddAddress: _one(addresses.encode_add),
-    RestoreAddress: _one(addresses.encode_restore),
     DeleteAddress: _one(addresses.encode_delete),
     AddRoute: _one(routes.encode_add),
     DeleteRoute: _one(routes.encode_delete),
@@ -371,6 +390,7 @@ _ENCODERS: Final[dict[type, Callable[[Any], list[Message]]]] = {
     DeleteNeighbour: _one(neighbours.encode_delete),
     AddVlans: _one(vlans.encode),
     DeleteVlans: _one(vlans.encode),
+    Replay: lambda operation: [operation.message],
 }
 
 _WORDS: Final[dict[type, str]] = {
@@ -382,7 +402,6 @@ _WORDS: Final[dict[type, str]] = {
     DeleteLink: "delete",
     DeleteGroup: "delete link group",
     AddAddress: "add address",
-    RestoreAddress: "add address",
     DeleteAddress: "delete address",
     AddRoute: "add route",
     DeleteRoute: "delete route",

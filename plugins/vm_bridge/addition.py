@@ -12,9 +12,11 @@ from cnvnet.attempts import Undo
 from cnvnet.cni.result import DNS, Result
 from cnvnet.diagnostics import say
 from cnvnet.guest import provider, settings_json
-from cnvnet.kernel.addresses import AddAddress, DeleteAddress, RestoreAddress
+from cnvnet.kernel import snapshots
+from cnvnet.kernel.addresses import AddAddress, DeleteAddress
 from cnvnet.kernel.links import ChangeLink, CreateBridge, CreateDummy, Link
 from cnvnet.kernel.neighbours import ResolveNeighbour
+from cnvnet.kernel.snapshots import Snapshot
 from cnvnet.kernel.stack import KernelError, Stack
 from cnvnet.plugins.binding import Call
 from cnvnet.plugins.vm_bridge import leftovers, original, plan, ruleset
@@ -61,13 +63,14 @@ class Addition:
 
     def _plan(self, was: Original) -> Wanted:
         stack, config = self._pod.stack, self._call.config
-        router = plan.unknown_router(was) if plan.serves(config, was) else None
+        known = original.known(was)
+        router = plan.unknown_router(known) if plan.serves(config, known) else None
         router_mac = resolved(stack, was, router) if router is not None else ""
         if router is not None and not router_mac:
             say(f"{was.name}: {router} does not answer: the guest gets no IPv6 default route")
         return plan.plan(
             config,
-            was,
+            known,
             taken=(address.address.ip for address in stack.addresses()),
             router_mac=router_mac,
             dns=self._call.result.dns if self._call.result is not None else DNS(),
@@ -152,8 +155,7 @@ def _stand_in(pod: Stack, was: Original, alias: str) -> None:
     pod.apply(ChangeLink(link.ifindex, alias=alias))
     if was.disable_ipv6 is not None:
         sysctls.apply(pod, [sysctls.Setting(original.disable_ipv6(was.name), was.disable_ipv6)])
-    for address in original.in_order(was):
-        pod.apply(RestoreAddress(address._replace(ifindex=link.ifindex)))
+    leftovers.replay(pod, snapshots.addresses_of(link.ifindex, was.snapshot, Snapshot(was.snapshot.at)))
 
 
 def _recorded(wanted: Wanted) -> dict[str, object] | None:

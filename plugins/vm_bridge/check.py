@@ -13,7 +13,7 @@ from cnvnet.plugins.binding import Call
 from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.config import Config
 from cnvnet.plugins.vm_bridge.leftovers import Leftovers
-from cnvnet.plugins.vm_bridge.original import Original
+from cnvnet.plugins.vm_bridge.original import Known, Original
 from cnvnet.vm import checks, names, stand_in
 from cnvnet.vm.checks import wrong
 from cnvnet.vm.names import Names
@@ -35,11 +35,16 @@ def check(call: Call[Config], record: Record | None) -> None:
     expected = {setting.key: setting.value for setting in (*plan.GLOBAL, *plan.settings_of_links(called))}
     checks.sysctls(pod.stack, expected | {original.disable_ipv6(called.nic): "1"})
     served = _served(record)
-    if plan.serves(call.config, was) != (served is not None):
+    if plan.serves(call.config, _addressed(was)) != (served is not None):
         state = "does not say" if served is None else "still says"
         raise wrong(f"the record of {call.key.ifname} {state} what the guest is to be told")
     with pod.kernel.nft(pod.netns) as nft:
         checks.table(nft, ruleset.plan(called, served), record)
+
+
+def _addressed(was: Original) -> Known:
+    """No more of the pod than makes a difference here."""
+    return Known(was.name, was.mac, was.mtu, was.addresses)
 
 
 def _served(record: Record) -> Settings | None:
@@ -57,7 +62,7 @@ def _check_bridge(pod: Pod, called: Names, was: Original) -> Link:
             f"group_fwd_mask of {link.name} is {own.group_fwd_mask:#x}, not {plan.GROUP_FWD_MASK:#x}"
         )
     there = [address.address for address in pod.stack.addresses(link.ifindex)]
-    if plan.first_address(was, IPv4Interface) is not None and not there:
+    if plan.first_address(_addressed(was), IPv4Interface) is not None and not there:
         raise wrong(f"the address of the guest's DHCP server is missing on {link.name}")
     return link
 

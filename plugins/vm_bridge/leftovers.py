@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from cnvnet.attachments import Key
 from cnvnet.attempts import Attempts
 from cnvnet.cni.errors import CNIError
-from cnvnet.kernel.addresses import RestoreAddress
+from cnvnet.kernel import snapshots
 from cnvnet.kernel.links import ChangeLink, Link
-from cnvnet.kernel.neighbours import AddNeighbour
-from cnvnet.kernel.routes import PROTOCOL_KERNEL, AddRoute, DeleteRoute
-from cnvnet.kernel.stack import KernelError, Operation, Stack
-from cnvnet.plugins.vm_bridge import original, plan, ruleset
+from cnvnet.kernel.snapshots import Replay, Snapshot
+from cnvnet.kernel.stack import KernelError, Stack
+from cnvnet.kernel.wait import wait_for_link
+from cnvnet.plugins.vm_bridge import old_record, original, plan, ruleset
 from cnvnet.plugins.vm_bridge.original import Original
 from cnvnet.vm import names as all_names
 from cnvnet.vm import ruleset as vm_ruleset
@@ -23,6 +23,11 @@ from cnvnet.vm import sysctls, traces
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod import Pod
 from cnvnet.vm.sysctls import Change
+
+# What is put back is there already, or what is in its way has gone by itself.
+_DONE: Final = (errno.EEXIST, errno.ESRCH, errno.EADDRNOTAVAIL)
+# As long as the kernel may take to note that a link is ready.
+_SECONDS: Final = 2.0
 
 
 class Leftovers(NamedTuple):
@@ -58,22 +63,26 @@ def find(pod: Stack, key: Key) -> Leftovers:
     if nic is None or stand_in is None:
         # One of them alone has no name to give back, or needs none; the others go by their names.
         name = stand_in.name if stand_in is not None else _name_of(mine)
-        link = pod.link(name)
-        mac, ifindex = (link.mac, link.ifindex) if link is not None else ("", 0)
-        return (
-            Leftovers(Original(ifindex if stand_in is None else 0, name, mac, 0, up=True))
-            if name
-            else Leftovers()
-        )
-    addresses = tuple(
-        address._replace(ifindex=nic.ifindex)
-        for address in pod.addresses(stand_in.ifindex)
-        if address.permanent
-    )
+        return Leftovers(_unharmed(pod, name, ours=stand_in is not None) if name else None)
+    kept = _addresses(pod, stand_in)
     was = Original(
-        nic.ifindex, stand_in.name, stand_in.mac, nic.mtu, True, disable_ipv6="0", addresses=addresses
+        nic.ifindex, stand_in.name, stand_in.mac, nic.mtu, True, disable_ipv6="0", snapshot=kept, bare=()
     )
     return Leftovers(was)
+
+
+def _unharmed(pod: Stack, name: str, *, ours: bool) -> Original:
+    """What has this name: a link of ours or the pod's interface, which stays as it is."""
+    link = pod.link(name)
+    if link is None or ours:
+        return Original(0, name, link.mac if link is not None else "", 0, up=True)
+    kept = _addresses(pod, link)
+    return Original(link.ifindex, name, link.mac, link.mtu, up=True, snapshot=kept, bare=())
+
+
+def _addresses(pod: Stack, link: Link) -> Snapshot:
+    kept = pod.snapshot(link.ifindex)
+    return Snapshot(kept.at, kept.addresses)
 
 
 def remove(pod: Pod, left: Leftovers) -> list[CNIError | OSError]:
@@ -137,33 +146,41 @@ def _give_back(pod: Stack, link: Link, was: Original) -> None:
         )
     if was.disable_ipv6 is not None and pod.sysctls.get(sysctl) != was.disable_ipv6:
         pod.sysctls.set(sysctl, was.disable_ipv6)
-    there = {address.address for address in pod.addresses(link.ifindex)}
-    for address in original.in_order(was):
-        if address.address not in there:
-            _apply(pod, RestoreAddress(address))
+    there = pod.snapshot(link.ifindex)
+    # A pod that listens to routers hears of them again only when the kernel asks, which it does by a
+    # link-local address that it has found to be nobody else's.
+    found = snapshots.addresses_of(link.ifindex, was.snapshot, there, detected=bool(was.snapshot.heard))
+    replay(pod, (each for each in found if snapshots.needs_no_link(each)))
     if was.up:
         pod.apply(ChangeLink(link.ifindex, up=True))
+    replay(pod, (each for each in found if not snapshots.needs_no_link(each)))
 
 
 def _refill(tries: Attempts, pod: Stack, was: Original) -> None:
     """What a link can have only when it is up."""
-    for route in pod.routes(was.ifindex):
-        if was.up and route.protocol == PROTOCOL_KERNEL and route.dst in was.bare:
-            tries.attempt("routes", pod.apply, DeleteRoute(route))
-    there = pod.routes(was.ifindex)
-    # The way to a gateway comes before the routes through it.
-    for route in sorted(was.routes, key=lambda route: route.gw is not None):
-        if was.up and route not in there:
-            tries.attempt("routes", _apply, pod, AddRoute(route, append=True))
-    known = pod.neighbours(was.ifindex)
-    for neighbour in was.neighbours:
-        if was.up and neighbour not in known:
-            tries.attempt("neighbours", _apply, pod, AddNeighbour(neighbour))
+    there = pod.snapshot(was.ifindex)
+    kept = was.snapshot
+    if was.bare is not None:
+        kept = old_record.completed(kept, was.bare, there)
+    for each in snapshots.routes_of(was.ifindex, kept, there):
+        tries.attempt("routes", replay, pod, (each,))
+    for each in snapshots.neighbours_of(was.ifindex, kept, there):
+        tries.attempt("neighbours", replay, pod, (each,))
+    if was.up and was.ipv6_mtu not in (None, str(was.mtu)):
+        tries.attempt("sysctls", _limit, pod, was)
 
 
-def _apply(pod: Stack, operation: Operation) -> None:
-    try:
-        pod.apply(operation)
-    except KernelError as e:
-        if e.errno != errno.EEXIST:
-            raise
+def _limit(pod: Stack, was: Original) -> None:
+    """A link that becomes ready forgets what IPv6 was limited to."""
+    wait_for_link(pod, was.ifindex, seconds=_SECONDS)
+    pod.sysctls.set(original.ipv6_mtu(was.name), was.ipv6_mtu or "")
+
+
+def replay(pod: Stack, found: Iterable[Replay]) -> None:
+    """All of it that is not as it was already. Raises KernelError."""
+    for each in found:
+        try:
+            pod.apply(each)
+        except KernelError as e:
+            if e.errno not in _DONE:
+                raise

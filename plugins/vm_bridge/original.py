@@ -1,4 +1,4 @@
-"""The pod's interface as it was before a VM took its place, as a value and as the JSON of a record.
+"""The pod's interface as it was before a VM took its place: what is put back, and what the guest may know.
 
 Only what stays by itself is kept: what router advertisements brought, and what the kernel makes of an
 address, comes back without us.
@@ -6,34 +6,29 @@ address, comes back without us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_interface,
-    ip_network,
-)
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, NamedTuple, cast
 
+from cnvnet.kernel import addresses, neighbours, routes
 from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.neighbours import Neighbour
 from cnvnet.kernel.routes import PROTOCOL_KERNEL, PROTOCOL_RA, Route
+from cnvnet.kernel.snapshots import Snapshot
 from cnvnet.kernel.stack import Stack
+from cnvnet.plugins.vm_bridge import old_record
 
 IP = IPv4Address | IPv6Address
-T = TypeVar("T")
+Network = IPv4Network | IPv6Network
 
 
 class Original(NamedTuple):
-    """The interface. `ipv6` is its sysctl disable_ipv6, None where the kernel has none.
+    """The interface, as the record keeps it. `ipv6` and `ipv6_mtu` are its sysctls, None where the kernel
+    has none.
 
-    `heard` are the default routes that a router told it: they are not put back, but the guest gets them.
-    `bare` are the networks of its addresses that somebody took the kernel's route to away, as the reference
-    ptp plugin does: nobody there is reached directly.
+    `bare` is None, or the snapshot has none of the kernel's own routes, as where an older version or no
+    record tells; then there were those that the kernel makes, but to these networks.
     """
 
     ifindex: int
@@ -43,17 +38,39 @@ class Original(NamedTuple):
     up: bool
     alias: str = ""
     disable_ipv6: str | None = None
+    ipv6_mtu: str | None = None
+    snapshot: Snapshot = Snapshot()
+    bare: tuple[Network, ...] | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Those for good, in the kernel's order: of IPv6 the last one first."""
+        found = [addresses.decode(raw) for raw in self.snapshot.addresses]
+        lasting = [address for address in found if address is not None and address.permanent]
+        ipv4 = [address for address in lasting if address.address.version == 4]
+        return (*ipv4, *(address for address in reversed(lasting) if address.address.version == 6))
+
+
+class Known(NamedTuple):
+    """What the pod knew of its network by the interface: the guest is told of it.
+
+    `heard` are the default routes that a router told it. `bare` are the networks of its addresses that
+    somebody took the kernel's route to away, as the reference ptp plugin does: nobody there is reached
+    directly.
+    """
+
+    name: str
+    mac: str
+    mtu: int
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     heard: tuple[Route, ...] = ()
-    bare: tuple[IPv4Network | IPv6Network, ...] = ()
+    bare: tuple[Network, ...] = ()
 
 
 def observe(pod: Stack, link: Link) -> Original:
     """All of it that can be put back."""
-    found = pod.routes(link.ifindex)
-    addresses = tuple(address for address in pod.addresses(link.ifindex) if address.permanent)
     return Original(
         link.ifindex,
         link.name,
@@ -62,29 +79,35 @@ def observe(pod: Stack, link: Link) -> Original:
         link.up,
         link.alias,
         pod.sysctls.get(disable_ipv6(link.name)),
-        addresses,
-        tuple(route for route in found if route.protocol not in (PROTOCOL_KERNEL, PROTOCOL_RA)),
-        tuple(each for each in pod.neighbours(link.ifindex) if each.permanent),
-        tuple(route for route in found if route.protocol == PROTOCOL_RA and not route.dst.prefixlen),
-        _bare(addresses, found) if link.up else (),
+        pod.sysctls.get(ipv6_mtu(link.name)),
+        pod.snapshot(link.ifindex),
     )
 
 
-def _bare(addresses: Iterable[Address], routes: Iterable[Route]) -> tuple[IPv4Network | IPv6Network, ...]:
-    reached = {route.dst for route in routes if route.protocol == PROTOCOL_KERNEL}
+def known(was: Original) -> Known:
+    """What a snapshot says that is understood here."""
+    kept = was.snapshot
+    shown = [route for raw in (*kept.routes, *kept.heard) for route in routes.decode(raw)]
+    found = [route for route in shown if route.ifindex == was.ifindex]
+    entries = (neighbours.decode(raw) for raw in kept.neighbours)
+    return Known(
+        was.name,
+        was.mac,
+        was.mtu,
+        was.addresses,
+        tuple(route for route in found if route.protocol not in (PROTOCOL_KERNEL, PROTOCOL_RA)),
+        tuple(each for each in entries if each is not None and each.permanent),
+        tuple(route for route in found if route.protocol == PROTOCOL_RA and not route.dst.prefixlen),
+        _bare(was.addresses, found) if was.up else (),
+    )
+
+
+def _bare(there: Iterable[Address], found: Iterable[Route]) -> tuple[Network, ...]:
+    reached = {route.dst for route in found if route.protocol == PROTOCOL_KERNEL}
     networks = dict.fromkeys(
-        each.address.network for each in addresses if each.peer is None and not each.noprefixroute
+        each.address.network for each in there if each.peer is None and not each.noprefixroute
     )
     return tuple(network for network in networks if network.num_addresses > 1 and network not in reached)
-
-
-def in_order(was: Original) -> tuple[Address, ...]:
-    """Its addresses in the order in which they have to be added, to be listed and preferred as they were.
-
-    The kernel lists IPv4 addresses as they came, of IPv6 the last one first.
-    """
-    ipv4 = tuple(each for each in was.addresses if each.address.version == 4)
-    return ipv4 + tuple(each for each in reversed(was.addresses) if each.address.version == 6)
 
 
 def disable_ipv6(ifname: str) -> str:
@@ -92,24 +115,25 @@ def disable_ipv6(ifname: str) -> str:
     return f"net/ipv6/conf/{ifname}/disable_ipv6"
 
 
+def ipv6_mtu(ifname: str) -> str:
+    """The sysctl by which IPv6 sends smaller packets than the link takes."""
+    return f"net/ipv6/conf/{ifname}/mtu"
+
+
 def encode(original: Original) -> dict[str, Any]:
-    """The document that `parse` reads back; addresses as text."""
-    return cast("dict[str, Any]", _encode(original))
-
-
-def _encode(value: object) -> object:
-    if isinstance(value, tuple):
-        values = cast("tuple[object, ...]", value)
-        names: tuple[str, ...] = getattr(values, "_fields", ())
-        encoded = [_encode(item) for item in values]
-        return dict(zip(names, encoded, strict=True)) if names else encoded
-    return value if value is None or isinstance(value, (bool, int)) else str(value)
+    """The document that `parse` reads back; messages as hexadecimal text."""
+    kept = original.snapshot
+    messages = {name: [raw.hex() for raw in getattr(kept, name)] for name in kept._fields if name != "at"}
+    fields = original._asdict() | {"snapshot": {"at": kept.at, **messages}}
+    del fields["bare"]
+    return fields
 
 
 def parse(document: object) -> Original | None:
     """None for what is not such a document: then only the links themselves can tell."""
     try:
         fields = cast("Mapping[str, Any]", document)
+        old = "snapshot" not in fields
         return Original(
             ifindex=int(fields["ifindex"]),
             name=str(fields["name"]),
@@ -118,43 +142,15 @@ def parse(document: object) -> Original | None:
             up=bool(fields["up"]),
             alias=str(fields["alias"]),
             disable_ipv6=fields["disable_ipv6"],
-            addresses=_each(fields["addresses"], _address),
-            routes=_each(fields["routes"], _route),
-            neighbours=_each(fields["neighbours"], _neighbour),
-            heard=_each(fields["heard"], _route),
-            bare=tuple(ip_network(text) for text in fields.get("bare", ())),
+            ipv6_mtu=fields.get("ipv6_mtu"),
+            snapshot=old_record.snapshot(fields) if old else _snapshot(fields["snapshot"]),
+            bare=old_record.bare(fields) if old else None,
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _each(items: Iterable[Any], read: Callable[[dict[str, Any]], T]) -> tuple[T, ...]:
-    return tuple(read(dict(item)) for item in items)
-
-
-def _ip(text: str | None) -> IP | None:
-    return ip_address(text) if text is not None else None
-
-
-def _address(fields: dict[str, Any]) -> Address:
-    broadcast = _ip(fields["broadcast"])
-    read: dict[str, Any] = {
-        "address": ip_interface(fields["address"]),
-        "broadcast": broadcast if isinstance(broadcast, IPv4Address) else None,
-        "peer": _ip(fields["peer"]),
-    }
-    return Address(**fields | read)
-
-
-def _route(fields: dict[str, Any]) -> Route:
-    read: dict[str, Any] = {
-        "dst": ip_network(fields["dst"]),
-        "gw": _ip(fields["gw"]),
-        "src": _ip(fields["src"]),
-    }
-    return Route(**fields | read)
-
-
-def _neighbour(fields: dict[str, Any]) -> Neighbour:
-    read: dict[str, Any] = {"address": ip_address(fields["address"])}
-    return Neighbour(**fields | read)
+def _snapshot(fields: Mapping[str, Any]) -> Snapshot:
+    names = (name for name in Snapshot._fields if name != "at")
+    messages = {name: tuple(map(bytes.fromhex, fields[name])) for name in names}
+    return Snapshot(int(fields["at"]), **messages)

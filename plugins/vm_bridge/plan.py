@@ -16,7 +16,7 @@ from cnvnet.kernel.routes import MAIN_TABLE, Route
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.plugins.vm_bridge import original as originals
 from cnvnet.plugins.vm_bridge.config import Config
-from cnvnet.plugins.vm_bridge.original import IP, Original
+from cnvnet.plugins.vm_bridge.original import IP, Known
 from cnvnet.vm import names as all_names
 from cnvnet.vm import stand_in
 from cnvnet.vm.names import Names
@@ -79,17 +79,17 @@ def ensure_free(names: Names, taken: Iterable[Link]) -> None:
             raise InvalidConfig(f"{names.pod}: the pod has a link {link.name} already{by}")
 
 
-def plan(config: Config, was: Original, *, taken: Iterable[IP], router_mac: str, dns: DNS) -> Wanted:
+def plan(config: Config, pod: Known, *, taken: Iterable[IP], router_mac: str, dns: DNS) -> Wanted:
     """`taken` are the addresses of the pod, `router_mac` is the MAC address of the IPv6 gateway where it was
     found out. Raises InvalidConfig when what the guest is to be told makes no sense.
     """
-    called = all_names.of(was.name)
-    mac, mtu = wire_mac(was.mac), min(was.mtu, MAX_MTU)
-    address = first_address(was, IPv4Interface)
+    called = all_names.of(pod.name)
+    mac, mtu = wire_mac(pod.mac), min(pod.mtu, MAX_MTU)
+    address = first_address(pod, IPv4Interface)
     server = _server(taken) if address is not None else None
     served = None
-    if serves(config, was):
-        found = _settings(was, server, router_mac)
+    if serves(config, pod):
+        found = _settings(pod, server, router_mac)
         served = config.guest.complete(found, dns=dns, hostname=config.hostname)
     return Wanted(
         names=called,
@@ -126,37 +126,37 @@ def settings_of_links(called: Names) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def serves(config: Config, was: Original) -> bool:
+def serves(config: Config, pod: Known) -> bool:
     """Whether the guest is told anything by us."""
     if not config.guest.enabled:
         return False
-    return first_address(was, IPv4Interface) is not None or _address6(was) is not None
+    return first_address(pod, IPv4Interface) is not None or _address6(pod) is not None
 
 
 def first_address(
-    was: Original, kind: type[IPv4Interface] | type[IPv6Interface]
+    pod: Known, kind: type[IPv4Interface] | type[IPv6Interface]
 ) -> IPv4Interface | IPv6Interface | None:
     """The first of a family that others can reach the pod by."""
-    found = (each.address for each in was.addresses)
+    found = (each.address for each in pod.addresses)
     return next((each for each in found if isinstance(each, kind) and is_global_unicast(each.ip)), None)
 
 
-def default_route(was: Original, version: int) -> Route | None:
+def default_route(pod: Known, version: int) -> Route | None:
     """The one that the pod used."""
-    all_routes = (*was.routes, *was.heard)
+    all_routes = (*pod.routes, *pod.heard)
     found = [route for route in _main(all_routes, version) if not route.dst.prefixlen]
     return min(found, key=lambda route: route.priority, default=None)
 
 
-def unknown_router(was: Original) -> IPv6Address | None:
+def unknown_router(pod: Known) -> IPv6Address | None:
     """An IPv6 gateway that has to be asked for its MAC address before the guest can be told of it.
 
     Guests know their router by a link-local address only (RFC 4861). One that the pod knows by a global one
     is announced by the link-local address that its MAC address makes.
     """
-    route = default_route(was, 6) if _address6(was) is not None else None
+    route = default_route(pod, 6) if _address6(pod) is not None else None
     gw = route.gw if route is not None else None
-    if not isinstance(gw, IPv6Address) or gw.is_link_local or _permanent(was, gw):
+    if not isinstance(gw, IPv6Address) or gw.is_link_local or _permanent(pod, gw):
         return None
     return gw
 
@@ -167,24 +167,24 @@ def _server(taken: Iterable[IP]) -> IPv4Address:
     return next(address for address in candidates if address not in mine)
 
 
-def _settings(was: Original, server: IPv4Address | None, router_mac: str) -> Settings:
-    v4 = first_address(was, IPv4Interface)
-    hops = dict.fromkeys(route.gw for route in was.routes if route.gw is not None)
-    adopted = [Neighbour(hop, mac) for hop in hops if (mac := _permanent(was, hop))]
+def _settings(pod: Known, server: IPv4Address | None, router_mac: str) -> Settings:
+    v4 = first_address(pod, IPv4Interface)
+    hops = dict.fromkeys(route.gw for route in pod.routes if route.gw is not None)
+    adopted = [Neighbour(hop, mac) for hop in hops if (mac := _permanent(pod, hop))]
     return Settings(
-        server_mac=wire_mac(was.mac),
-        mtu=min(was.mtu, MAX_MTU),
-        guest_mac=was.mac,
-        v4=_v4(was, v4, server) if isinstance(v4, IPv4Interface) and server is not None else None,
-        v6=_v6(was, router_mac),
+        server_mac=wire_mac(pod.mac),
+        mtu=min(pod.mtu, MAX_MTU),
+        guest_mac=pod.mac,
+        v4=_v4(pod, v4, server) if isinstance(v4, IPv4Interface) and server is not None else None,
+        v6=_v6(pod, router_mac),
         neighbours=tuple(adopted),
     )
 
 
-def _v4(was: Original, address: IPv4Interface, server: IPv4Address) -> V4:
-    default = default_route(was, 4)
+def _v4(pod: Known, address: IPv4Interface, server: IPv4Address) -> V4:
+    default = default_route(pod, 4)
     routes: dict[GuestRoute, None] = {}
-    for route in _main(was.routes, 4):
+    for route in _main(pod.routes, 4):
         # A next hop of the other family means nothing to DHCP.
         if not isinstance(route.dst, IPv4Network) or isinstance(route.gw, IPv6Address):
             continue
@@ -192,27 +192,27 @@ def _v4(was: Original, address: IPv4Interface, server: IPv4Address) -> V4:
             routes[GuestRoute(route.dst, route.gw)] = None
     gateway = default.gw if default is not None else None
     return V4(
-        address=IPv4Interface(address.ip) if address.network in was.bare else address,
+        address=IPv4Interface(address.ip) if address.network in pod.bare else address,
         server=server,
         gateway=gateway if isinstance(gateway, IPv4Address) else None,
         routes=tuple(routes),
     )
 
 
-def _v6(was: Original, router_mac: str) -> V6 | None:
-    address = _address6(was)
+def _v6(pod: Known, router_mac: str) -> V6 | None:
+    address = _address6(pod)
     if address is None:
         return None
-    default = default_route(was, 6)
+    default = default_route(pod, 6)
     gw = default.gw if default is not None else None
     if not isinstance(gw, IPv6Address):
         return V6(address=address, default_route=False)
-    mac = _permanent(was, gw) or ("" if gw.is_link_local else router_mac)
+    mac = _permanent(pod, gw) or ("" if gw.is_link_local else router_mac)
     if not gw.is_link_local and not mac:
         return V6(address=address, default_route=False)
-    if address.network in was.bare:
+    if address.network in pod.bare:
         address = IPv6Interface(address.ip)
-    others = (route.dst for route in _main(was.routes, 6) if route.gw == gw and route.dst.prefixlen)
+    others = (route.dst for route in _main(pod.routes, 6) if route.gw == gw and route.dst.prefixlen)
     return V6(
         address=address,
         router=gw if gw.is_link_local else None,
@@ -221,9 +221,9 @@ def _v6(was: Original, router_mac: str) -> V6 | None:
     )
 
 
-def _address6(was: Original) -> IPv6Interface | None:
+def _address6(pod: Known) -> IPv6Interface | None:
     """The address that the guest is given; what came from routers comes to the guest as well."""
-    found = first_address(was, IPv6Interface) if was.mtu >= _MIN_IPV6_MTU else None
+    found = first_address(pod, IPv6Interface) if pod.mtu >= _MIN_IPV6_MTU else None
     return found if isinstance(found, IPv6Interface) else None
 
 
@@ -231,7 +231,7 @@ def _main(found: Iterable[Route], version: int) -> list[Route]:
     return [route for route in found if route.dst.version == version and route.table == MAIN_TABLE]
 
 
-def _permanent(was: Original, address: IP) -> str:
+def _permanent(pod: Known, address: IP) -> str:
     """The MAC address of somebody who may well not answer for himself, "" for all others."""
-    known = (each.mac for each in was.neighbours if each.address == address and not each.proxy)
+    known = (each.mac for each in pod.neighbours if each.address == address and not each.proxy)
     return next(known, "")

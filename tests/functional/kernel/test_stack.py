@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address, ip_
 
 import pytest
 
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import (
     Bridge,
@@ -364,27 +364,6 @@ def test_an_ipv6_address_is_tentative_until_nobody_has_claimed_it(world: World) 
     assert [address.tentative for address in world.pod.addresses(eth0)] == [True]
     waited = wait_for_addresses(world.pod, eth0, seconds=20)
     assert [(address.address, address.tentative) for address in waited] == [(ADDRESS6, False)]
-
-
-@pytest.mark.parametrize(
-    "was",
-    [
-        Address(0, ip_interface("10.1.0.2/24")),
-        Address(0, ip_interface("10.1.0.2/24"), 253, broadcast=IPv4Address("10.1.0.9")),
-        Address(0, ip_interface("10.1.0.2/32"), noprefixroute=True, peer=IPv4Address("10.1.0.1")),
-        Address(0, ip_interface("fd00:1::2/64"), noprefixroute=True),
-        Address(0, ip_interface("fe80::2/64"), 253),
-    ],
-    ids=str,
-)
-def test_an_address_is_restored_as_it_was_read(world: World, was: Address) -> None:
-    eth0 = pod_link(world)
-    wanted = was._replace(ifindex=eth0)
-    world.pod.apply(RestoreAddress(wanted))
-    assert world.pod.addresses(eth0) == [wanted]
-    assert refused(world.pod, RestoreAddress(wanted)).errno == errno.EEXIST
-    world.pod.apply(DeleteAddress(eth0, was.address, was.peer))
-    assert world.pod.addresses(eth0) == []
 
 
 def test_who_switches_ipv6_off_has_no_address_of_it(world: World) -> None:

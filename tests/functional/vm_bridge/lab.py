@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.functional.masquerade.lab import PATIENCE, Wire, open_tap, socket_in
 from tests.functional.masquerade.test_calls import snapshot as whole
@@ -128,12 +129,31 @@ def a_lab(folder: Path) -> Generator[Lab]:
 
 
 def snapshot(pod: Sandbox) -> dict[str, Any]:
-    """Everything of a pod that a binding could have touched."""
+    """Everything of a pod that a binding could have touched, and that neither time nor the LAN changes."""
     found = whole(pod)
-    # What is put back is no duplicate of anybody's, and the kernel is told so.
-    found["addresses"] = found["addresses"].replace(" nodad", "")
-    found["neighbours"] = sorted(pod.run("ip", "neigh", "show", "nud", "permanent").stdout.splitlines())
+    found["addresses"] = _lasting(pod.run("ip", "-d", "addr").stdout)
+    for family in ("-4", "-6"):
+        routes = _lasting(pod.run("ip", "-d", family, "route", "show", "table", "all").stdout)
+        # Which of several IPv4 routes to one destination is used is a matter of order.
+        found[f"routes {family}"] = routes if family == "-4" else sorted(routes)
+        found[f"nexthops {family}"] = _lasting(pod.run("ip", "-d", family, "nexthop").stdout)
+        shown = pod.run("ip", "-d", family, "neigh", "show", "nud", "all").stdout
+        shown += pod.run("ip", "-d", family, "neigh", "show", "proxy").stdout
+        found[f"neighbours {family}"] = sorted(filter(_BY_HAND.search, shown.splitlines()))
+    del found["routes"]
+    for what in ("maddr", "token"):
+        found[what] = sorted(pod.run("ip", what).stdout.splitlines())
     return found
+
+
+# What the kernel notes a while after it is so, and how much time is left.
+_MOMENTARY: Final = re.compile(r" (tentative|linkdown|dead)\b|(?<=[a-z] )\d+sec\b")
+# The kernel has entries without ARP for groups.
+_BY_HAND: Final = re.compile(r"PERMANENT|extern_learn|managed|proxy|lladdr 02:.*NOARP")
+
+
+def _lasting(shown: str) -> list[str]:
+    return _MOMENTARY.sub("", shown).splitlines()
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.kernel import addresses, links, neighbours, pyroute2_light, routes, vlans
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.links import (
     Bridge,
     ChangeLink,
@@ -27,7 +27,7 @@ from cnvnet.kernel.links import (
     VethPeer,
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour
-from cnvnet.kernel.netlink import attributes
+from cnvnet.kernel.netlink import attributes, pack
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
 
@@ -403,10 +403,8 @@ def test_the_near_end_of_a_point_to_point_address_is_the_address() -> None:
     ],
     ids=lambda was: str(was.address),
 )
-def test_an_address_is_restored_as_it_was(was: Address) -> None:
-    back = addresses.decode(header(addresses.encode_restore(RestoreAddress(was)).body))
-    # That it is for good follows from its having no lifetime; the kernel says so, the request does not.
-    assert back == was._replace(permanent=False)
+def test_an_address_comes_back_as_it_was(was: Address) -> None:
+    assert addresses.decode(pack(addresses.encode(was))) == was
 
 
 def test_a_route_with_two_hops_comes_back_as_two() -> None:

@@ -6,7 +6,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, RestoreAddress
+from cnvnet.kernel import addresses
+from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.links import (
     ChangeLink,
     CreateBridge,
@@ -18,6 +19,7 @@ from cnvnet.kernel.links import (
 )
 from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
 from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
+from cnvnet.kernel.snapshots import Replay
 from cnvnet.kernel.stack import Operation, describe
 from cnvnet.kernel.sysctl import NamespaceSysctls
 from cnvnet.kernel.tap import CreateTap
@@ -36,7 +38,9 @@ TEXTS: dict[str, Operation] = {
     "delete eth0": DeleteLink(7),
     "delete link group 77": DeleteGroup(77),
     "add address 10.0.0.1/24 on eth0": AddAddress(7, ADDRESS),
-    "add address 10.0.0.2/24 on eth0": RestoreAddress(Address(7, ip_interface("10.0.0.2/24"))),
+    "restore address 10.0.0.2/24 on eth0": Replay(
+        7, addresses.encode(Address(7, ip_interface("10.0.0.2/24")))
+    ),
     "delete address 10.0.0.1/24 on eth0": DeleteAddress(7, ADDRESS),
     "add route 10.9.0.0/16 via 10.0.0.9 on eth0": AddRoute(ROUTE),
     "delete route 10.9.0.0/16 on eth0": DeleteRoute(ROUTE._replace(gw=None)),

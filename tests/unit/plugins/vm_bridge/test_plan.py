@@ -1,8 +1,7 @@
-"""What the guest is told, and what the record keeps of the pod's interface."""
+"""What the guest is told."""
 
 from __future__ import annotations
 
-import json
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -15,28 +14,24 @@ from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.neighbours import Neighbour
 from cnvnet.kernel.routes import PROTOCOL_RA, Route
-from cnvnet.plugins.vm_bridge import original, plan
+from cnvnet.plugins.vm_bridge import plan
 from cnvnet.plugins.vm_bridge.config import Config
-from cnvnet.plugins.vm_bridge.original import Original
+from cnvnet.plugins.vm_bridge.original import Known
 from tests.unit.plugins.vm_bridge.world import a_request
 
 MAC, ROUTER = "0a:00:00:00:00:05", "0a:00:00:00:00:01"
 DEFAULT4, DEFAULT6 = ip_network("0.0.0.0/0"), ip_network("::/0")
-BOTH = Original(
-    2,
+BOTH = Known(
     "eth0",
     MAC,
     1450,
-    True,
     addresses=(Address(2, ip_interface("10.1.0.5/24")), Address(2, ip_interface("fd99::5/64"))),
     routes=(Route(DEFAULT4, 2, ip_address("10.1.0.1")), Route(DEFAULT6, 2, ip_address("fd99::1"))),
 )
-AWS = Original(
-    2,
+AWS = Known(
     "eth0",
     MAC,
     9001,
-    True,
     addresses=(Address(2, ip_interface("10.9.0.5/32")), Address(2, ip_interface("fd99::5/128"))),
     routes=(
         Route(ip_network("169.254.1.1/32"), 2, scope=253),
@@ -51,20 +46,10 @@ AWS = Original(
 )
 
 
-def told(was: Original, router_mac: str = "", taken: tuple[str, ...] = (), **keys: Any) -> Settings | None:
+def told(pod: Known, router_mac: str = "", taken: tuple[str, ...] = (), **keys: Any) -> Settings | None:
     config = Config.parse(a_request(keys))
     addresses = map(ip_address, taken)
-    return plan.plan(config, was, taken=addresses, router_mac=router_mac, dns=DNS()).served
-
-
-def test_the_record_keeps_all_of_it() -> None:
-    for was in (BOTH, AWS):
-        assert original.parse(json.loads(json.dumps(original.encode(was)))) == was
-
-
-@pytest.mark.parametrize("damaged", [None, [], {}, {"ifindex": "x"}, {**original.encode(BOTH), "routes": 1}])
-def test_a_damaged_record_is_none(damaged: object) -> None:
-    assert original.parse(damaged) is None
+    return plan.plan(config, pod, taken=addresses, router_mac=router_mac, dns=DNS()).served
 
 
 def test_a_next_hop_known_by_a_permanent_entry_is_answered_for() -> None:
