@@ -27,6 +27,7 @@ from cnvnet.cni.request import COMMANDS, parse
 from cnvnet.cni.skel import Load, Response
 from cnvnet.guest import provider
 from cnvnet.ipam.static_ip.config import folder
+from cnvnet.kernel.netns import LostNamespace
 from cnvnet.plugins.cnv_bridge.config import OWN_IPAM
 
 # Who ran a call would give the programs that it starts its PATH; a caller's stays with the caller.
@@ -81,9 +82,8 @@ class Calls:
             if self._turns.begin(subject, job):
                 self._work(subject, job)
         except Full:
-            error = CNIError(TRY_AGAIN_LATER, "the agent has more calls waiting than it has room for")
             with closing(connection):
-                self._send(job, Response(1, encode(error_document(error, "")), b""))
+                self._send(job, _later("the agent has more calls waiting than it has room for"))
         return True
 
     def close(self) -> None:
@@ -91,6 +91,12 @@ class Calls:
         self._closed = True
         for job in self._turns.clear():
             _turn_away(job)
+
+    def resume(self) -> None:
+        """Runs what waits for the place of a lost thread, in the one that has come for it."""
+        following = self._turns.next()
+        if following is not None:
+            self._work(*following)
 
     def running(self) -> int:
         return self._turns.running()
@@ -106,8 +112,12 @@ class Calls:
                     _turn_away(job)
                 else:
                     self._run(job)
-            finally:
-                following = self._turns.done(subject)
+            except LostNamespace:
+                self._turns.leave(subject)
+                raise
+            except Exception:  # noqa: BLE001 -- others wait for the place
+                log.crash("internal error", request="call")
+            following = self._turns.done(subject)
             if following is None:
                 return
             subject, job = following
@@ -145,7 +155,12 @@ class Calls:
             if is_add and job.connection.is_gone():
                 log.info("an ADD whose caller has gone was not run", **_who(job))
                 return
-            response = self._respond(job, job.env)
+            try:
+                response = self._respond(job, job.env)
+            except LostNamespace as e:
+                # As after a kill -9: the record tells the next call what to do.
+                self._send(job, _later(f"the agent has lost the thread that ran this call: {e}"))
+                raise
             heard = self._send(job, response)
             if not (is_add and response.exit == 0):
                 return
@@ -179,6 +194,10 @@ class Calls:
             log.debug("a caller hung up", pid=job.connection.pid, error=str(e))
             return False
         return True
+
+
+def _later(msg: str) -> Response:
+    return Response(1, encode(error_document(CNIError(TRY_AGAIN_LATER, msg), "")), b"")
 
 
 def _turn_away(job: _Job) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
-import threading
 import time
 from types import FrameType
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ import click
 from cnvnet import VERSION, attachments
 from cnvnet.agent import listener, log, plugins, requests
 from cnvnet.agent.calls import Calls
+from cnvnet.agent.foreman import Foreman
 from cnvnet.agent.guests import Guests
 from cnvnet.agent.listener import Listener
 from cnvnet.agent.loop_process import PacketLoop
@@ -45,11 +46,13 @@ class Agent:
     def __init__(self, options: Options, door: Listener) -> None:
         self._options = options
         self._door = door
-        self._stop = threading.Event()
+        # A signal's handler takes no lock: the thread that it interrupts may hold it.
+        self._told = os.eventfd(0, os.EFD_CLOEXEC)
         self._loop = PacketLoop(self._wake)
         self._dns = PodDns(self._wake)
         self._guests = Guests(options.rundir, self._loop, self._dns)
-        self._watch = Watch(options.rundir, self._guests, self._loop, self._dns)
+        self._foreman = Foreman()
+        self._watch = Watch(options.rundir, self._guests, self._loop, self._dns, self._foreman)
         self._metrics = Metrics(self._guests, self._loop)
         find = requests.of_guests(self._guests, self._loop)
         self._kernel = ResidentKernel()
@@ -59,13 +62,21 @@ class Agent:
             requests.in_process(find),
             self._metrics.observe_call,
         )
-        self._server = Server(door.socket, find, self._metrics.observe, self._calls.take)
+        self._server = Server(
+            door.socket,
+            find,
+            self._metrics.observe,
+            self._foreman,
+            self._calls.take,
+            self._calls.resume,
+        )
         tables = restoration.tables(options.rundir, self._kernel)
         self._upkeep = Upkeep(tables, restoration.PROGRAMS, self._metrics)
         self._endpoint: Endpoint | None = None
 
     def run(self) -> None:
         plugins.import_all(self._kernel)
+        self._foreman.start()
         self._upkeep.start()
         self._dns.start()
         self._watch.start()
@@ -95,7 +106,8 @@ class Agent:
         log.info("agent ended")
 
     def stop(self) -> None:
-        self._stop.set()
+        """Also for a signal's handler."""
+        os.eventfd_write(self._told, 1)
 
     def problems(self) -> list[str]:
         """Why the agent is not well."""
@@ -127,7 +139,7 @@ class Agent:
     def _wait(self) -> None:
         limit = self._options.idle_exit
         busy = time.monotonic()
-        while not self._stop.wait(min(limit / 4, _LOOK) if limit else _LOOK):
+        while not select.select([self._told], [], [], min(limit / 4, _LOOK) if limit else _LOOK)[0]:
             if not self._door.is_found():
                 log.error("nobody finds the socket any more: the agent ends", socket=self._door.path)
                 return

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from cnvnet.agent import log
 from cnvnet.agent.connection import Connection, Document
+from cnvnet.agent.foreman import Foreman
 from cnvnet.agent.turns import PLACES
 from cnvnet.cni.errors import INTERNAL, CNIError
 from cnvnet.kernel.netns import LostNamespace
@@ -55,18 +56,24 @@ class Server:
     """All threads accept on the one socket: there is no hand-over, and nobody who could be late with it."""
 
     def __init__(
-        self, listening: socket.socket, find: Find, observe: Observe, take: Take | None = None
+        self,
+        listening: socket.socket,
+        find: Find,
+        observe: Observe,
+        foreman: Foreman,
+        take: Take | None = None,
+        resume: Callable[[], None] | None = None,
     ) -> None:
+        """`resume` is what a worker in the place of a lost one begins with."""
         self._listening = listening
         self._find = find
         self._observe = observe
+        self._foreman = foreman
         self._take = take
+        self._resume = resume
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
-            for number in range(_WORKERS)
-        ]
+        self._threads = [_worker(self._work) for _ in range(_WORKERS)]
         self.last_call = time.monotonic()
 
     def start(self) -> None:
@@ -82,7 +89,8 @@ class Server:
         os.eventfd_write(self._wake, 1)
         deadline = time.monotonic() + _LAST_CALLS
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:  # else it is about to be started in another's place
+                thread.join(max(0.0, deadline - time.monotonic()))
         while for_good:
             try:
                 connected, _ = self._listening.accept()
@@ -93,7 +101,17 @@ class Server:
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
+    def _work(self, first: Callable[[], None] | None = None) -> None:
+        try:
+            if first is not None:
+                first()
+            self._accept_all()
+        except LostNamespace as e:
+            other = _worker(self._work, self._resume)
+            self._threads[self._threads.index(threading.current_thread())] = other
+            self._foreman.replace(e, other)
+
+    def _accept_all(self) -> None:
         with select.epoll() as poll:
             # A caller wakes one of those who wait: of all of them, every other one would be in its way.
             poll.register(self._listening, select.EPOLLIN | select.EPOLLEXCLUSIVE)
@@ -135,8 +153,6 @@ class Server:
         except (OSError, EOFError) as e:
             # A caller that only looks whether anybody is there hangs up at once.
             log.debug("a caller hung up", pid=connection.pid, error=str(e))
-        except LostNamespace as e:
-            end_stuck(e)
         except Exception:  # noqa: BLE001 -- the worker stays
             log.crash("internal error", request="call")
         finally:
@@ -167,10 +183,8 @@ class Server:
             log.debug("request", request=kind.label, code=code, ms=took)
 
 
-def end_stuck(error: LostNamespace) -> None:
-    """Ends the process, one thread of which is in a foreign namespace for good."""
-    log.error("a thread cannot leave a foreign namespace: the agent ends", error=str(error))
-    os._exit(70)  # EX_SOFTWARE; whoever started us starts us again, and the records say what to do
+def _worker(work: Callable[..., None], *args: object) -> threading.Thread:
+    return threading.Thread(target=work, args=args, name="worker", daemon=True)
 
 
 def _error(error: CNIError) -> Document:

@@ -64,19 +64,18 @@ class Turns(Generic[J]):
     def done(self, subject: Subject) -> tuple[Subject, J] | None:
         """A job is over; the one that this thread is to run now."""
         with self._lock:
-            self._running -= 1
-            self._of_network[subject.network] -= 1
-            if not self._of_network[subject.network]:
-                del self._of_network[subject.network]
-            if subject.attachment is not None:
-                self._busy.discard((subject.network, subject.attachment))
-            for number, (candidate, job) in self._waiting.items():
-                if self._is_free(candidate):
-                    del self._waiting[number]
-                    self._bytes -= candidate.size
-                    self._take(candidate)
-                    return candidate, job
-            return None
+            self._leave(subject)
+            return self._next()
+
+    def leave(self, subject: Subject) -> None:
+        """A job is over, and another thread will ask for the next one."""
+        with self._lock:
+            self._leave(subject)
+
+    def next(self) -> tuple[Subject, J] | None:
+        """The one that this thread is to run now, in the place of one that has left."""
+        with self._lock:
+            return self._next()
 
     def clear(self) -> list[J]:
         """Those that wait, which do so no longer."""
@@ -91,6 +90,23 @@ class Turns(Generic[J]):
 
     def waiting(self) -> int:
         return len(self._waiting)
+
+    def _leave(self, subject: Subject) -> None:
+        self._running -= 1
+        self._of_network[subject.network] -= 1
+        if not self._of_network[subject.network]:
+            del self._of_network[subject.network]
+        if subject.attachment is not None:
+            self._busy.discard((subject.network, subject.attachment))
+
+    def _next(self) -> tuple[Subject, J] | None:
+        for number, (candidate, job) in self._waiting.items():
+            if self._is_free(candidate):
+                del self._waiting[number]
+                self._bytes -= candidate.size
+                self._take(candidate)
+                return candidate, job
+        return None
 
     def _is_free(self, subject: Subject) -> bool:
         return (

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 from cnvnet import attachments
 from cnvnet.agent import log
+from cnvnet.agent.foreman import Foreman
 from cnvnet.agent.guests import Guests
 from cnvnet.agent.loop_process import PacketLoop
 from cnvnet.agent.pod_dns import PodDns
-from cnvnet.agent.server import end_stuck
 from cnvnet.kernel.netns import LostNamespace
 
 _SECONDS: Final = 1.0
@@ -59,16 +59,18 @@ class Records:
 class Watch:
     """Once a second, or as soon as it is woken."""
 
-    def __init__(self, rundir: str, guests: Guests, loop: PacketLoop, dns: PodDns) -> None:
-        self._records = Records(attachments.folder(rundir))
+    def __init__(self, rundir: str, guests: Guests, loop: PacketLoop, dns: PodDns, foreman: Foreman) -> None:
+        self._folder = attachments.folder(rundir)
+        self._records = Records(self._folder)
         self._guests = guests
         self._loop = loop
         self._dns = dns
+        self._foreman = foreman
         self._wake = threading.Event()
         self._loaded = threading.Event()
         self._stopping = False
         self._round = self._counted = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = self._other()
 
     def start(self) -> None:
         """On return every guest that there is has been tried."""
@@ -87,20 +89,28 @@ class Watch:
     def is_alive(self) -> bool:
         return self._thread.is_alive() and time.monotonic() - self._round < _HANGS
 
+    def _other(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="watch", daemon=True)
+
     def _run(self) -> None:
-        self._attempt(self._load)
-        self._loaded.set()
-        while not self._stopping:
-            self._wake.wait(_SECONDS)
-            self._wake.clear()
-            self._attempt(self._go_round)
-            self._round = time.monotonic()
+        try:
+            if not self._loaded.is_set():
+                self._attempt(self._load)
+                self._loaded.set()
+            while not self._stopping:
+                self._wake.wait(_SECONDS)
+                self._wake.clear()
+                self._attempt(self._go_round)
+                self._round = time.monotonic()
+        except LostNamespace as e:
+            # What this one has not got round to is to be looked at all the same.
+            self._records = Records(self._folder)
+            self._thread = self._other()
+            self._foreman.replace(e, self._thread)
 
     def _attempt(self, deed: Callable[[], None]) -> None:
         try:
             deed()
-        except LostNamespace as e:
-            end_stuck(e)
         except Exception:  # noqa: BLE001 -- one odd record must not keep all others from being looked after
             log.crash("internal error of the watch")
 

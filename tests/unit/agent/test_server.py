@@ -11,6 +11,7 @@ import pytest
 
 from cnvnet.agent import listener
 from cnvnet.agent.connection import Document
+from cnvnet.agent.foreman import Foreman
 from cnvnet.agent.server import Kind, Server
 from cnvnet.cni.errors import CNIError
 
@@ -44,7 +45,7 @@ def observed() -> Observed:
 @pytest.fixture
 def path(tmp_path: Path, observed: Observed) -> Iterator[Path]:
     door = listener.bound(str(tmp_path / "agent.sock"))
-    server = Server(door.socket, find, lambda kind, code: observed.append((kind, code)))
+    server = Server(door.socket, find, lambda kind, code: observed.append((kind, code)), Foreman())
     server.start()
     try:
         yield tmp_path / "agent.sock"

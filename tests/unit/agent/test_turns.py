@@ -28,6 +28,17 @@ def test_one_attachment_runs_one_after_the_other_in_order() -> None:
     assert (made.running(), made.waiting()) == (0, 0)
 
 
+def test_the_place_of_a_lost_thread_is_for_whoever_waits() -> None:
+    made: Turns[int] = Turns()
+    assert made.begin(of("a"), 1)
+    assert not made.begin(of("a"), 2)
+    assert made.next() is None
+    made.leave(of("a"))
+    assert made.next() == (of("a"), 2)
+    assert made.next() is None
+    assert (made.running(), made.waiting()) == (1, 0)
+
+
 def test_a_network_leaves_places_to_others() -> None:
     made: Turns[int] = Turns()
     for number in range(PLACES_OF_NETWORK):

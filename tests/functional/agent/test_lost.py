@@ -1,0 +1,133 @@
+"""Threads that cannot leave a pod's namespace: another takes their place, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.functional.agent.calls import Ipam, cni, start
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.test_calls import nothing_is_left
+from tests.functional.masquerade.lab import Lab
+from tests.harness import Node, peer
+
+pytestmark = pytest.mark.alone
+
+
+@contextmanager
+def stranded(threads: Sequence[int]) -> Generator[None]:
+    """Each of these threads can enter one namespace, and not come back."""
+    attached = [argument for thread in threads for argument in ("-p", str(thread))]
+    # It is tried twice before a thread is given up. Without -f threads that come later are not affected.
+    command = [
+        peer("strace"),
+        "-qq",
+        "-o",
+        "/dev/null",
+        "--trace=setns",
+        "--inject=setns:error=ENOMEM:when=2..3",
+    ]
+    with subprocess.Popen([*command, *attached]) as strace:
+        try:
+            assert eventually(lambda: all(_is_traced(thread) for thread in threads))
+            yield
+        finally:
+            strace.terminate()
+
+
+def _is_traced(thread: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{thread}/status").read_text()
+
+
+def threads_of(agent: RunningAgent) -> dict[int, bool]:
+    """All threads but the first, and whether they wait for an address manager that they have started."""
+    tasks = Path(f"/proc/{agent.pid}/task")
+    found = sorted(int(name) for name in os.listdir(tasks))
+    return {
+        thread: bool({*(tasks / str(thread) / "children").read_text().split()} - {str(agent.loop_pid)})
+        for thread in found[1:]
+    }
+
+
+def busy_threads(agent: RunningAgent) -> list[int]:
+    return [thread for thread, busy in threads_of(agent).items() if busy]
+
+
+def idle_threads(agent: RunningAgent) -> list[int]:
+    return [thread for thread, busy in threads_of(agent).items() if not busy]
+
+
+def losses(agent: RunningAgent) -> int:
+    return sum("another takes its place" in event["msg"] for event in agent.events())
+
+
+def test_a_worker_that_is_lost_is_replaced_and_the_others_work_on(node: Node, tmp_path: Path) -> None:
+    ipam = Ipam(tmp_path)
+    ipam.hold.touch()
+    pod, other = node.pod(), node.pod()
+    with running_agent(node) as agent:
+        waiting = start(node, "ADD", other, ipam.keys, CNI_CONTAINERID="waits", **ipam.path)
+        assert eventually(ipam.calls)
+        behind = start(node, "DEL", other, ipam.keys, CNI_CONTAINERID="waits", **ipam.path)
+        count = len(threads_of(agent))
+        with stranded(idle_threads(agent)):
+            error = cni(node, "ADD", pod).error()
+            assert error["code"] == 11
+            assert f"cannot leave {pod.netns}: setns: cannot allocate memory" in error["msg"]
+            # Whoever else is stranded gets lost as well, one call each; those in their places do not.
+            tries = 1
+            while cni(node, "ADD", pod).code:
+                tries += 1
+                assert tries <= 20
+        assert losses(agent) == tries
+        assert agent.process.poll() is None
+        assert eventually(lambda: len(threads_of(agent)) == count), (len(threads_of(agent)), count)
+        assert agent.http("/healthz")[0] == 200
+        cni(node, "CHECK", pod).error()  # without prevResult
+        cni(node, "DEL", pod).ok()
+        ipam.hold.unlink()
+        result = waiting.outcome().ok()
+        assert result["ips"][0]["address"] == "10.9.0.2/16"
+        behind.outcome().ok()
+        assert eventually(lambda: nothing_is_left(node, pod) and nothing_is_left(node, other))
+
+
+def test_calls_that_wait_for_a_lost_one_are_run(node: Node, tmp_path: Path) -> None:
+    """Its place is theirs, although the thread that would have taken them on is no more."""
+    ipam = Ipam(tmp_path)
+    ipam.hold.touch()
+    pod = node.pod()
+    with running_agent(node) as agent:
+        lost = start(node, "ADD", pod, ipam.keys, **ipam.path)
+        assert eventually(ipam.calls)
+        (thread,) = busy_threads(agent)
+        descriptors = f"/proc/{agent.pid}/fd"
+        before = len(os.listdir(descriptors))
+        waiting = [start(node, "DEL", pod, ipam.keys, **ipam.path) for _ in range(3)]
+        # The connection, and what came along with the call.
+        assert eventually(lambda: len(os.listdir(descriptors)) == before + 3 * 5)
+        with stranded([thread]):
+            ipam.hold.unlink()
+            assert lost.outcome().error()["code"] == 11
+            for each in waiting:
+                each.outcome().ok()
+        assert losses(agent) == 1
+        assert nothing_is_left(node, pod)
+
+
+def test_the_watch_goes_on_where_it_was(lab: Lab) -> None:
+    with running_agent(lab.node) as agent:
+        for _ in range(3):
+            lab.pod().cni("ADD", guestServices={}).ok()
+        with stranded(idle_threads(agent)):
+            # It opens new sockets in all of the pods.
+            agent.kill_loop()
+            assert eventually(lambda: losses(agent) == 1)
+            assert eventually(lambda: agent.serves() == 3), agent.log()
+        assert losses(agent) == 1
+        assert agent.http("/healthz")[0] == 200
