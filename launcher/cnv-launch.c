@@ -27,6 +27,10 @@
 #ifndef PREFIX
 #define PREFIX "/opt/cnvnet"
 #endif
+/* Of the protocol. */
+#ifndef VERSION
+#define VERSION "1"
+#endif
 /* How long the agent may be too busy to accept, and how long one whole call may take. */
 #ifndef CONNECT_SECONDS
 #define CONNECT_SECONDS 10
@@ -39,6 +43,9 @@
 #define STDIN_LIMIT ((size_t)16 * 1024 * 1024)  /* cnvnet.cni.document.LIMIT */
 #define ANSWER_LIMIT ((size_t)16 * 1024 * 1024) /* cnvnet.cni.forwarding.ANSWER_LIMIT */
 #define NSFS 0x6e736673                         /* NSFS_MAGIC of linux/magic.h */
+
+/* For the file that is run in the agent's place: the number of this process, which that one keeps. */
+#define LAUNCHED "CNVNET_LAUNCHER_PID"
 
 /* Codes of the CNI spec, as in cnvnet.cni.errors. */
 enum { IO_FAILURE = 5, TRY_AGAIN_LATER = 11, NOT_AVAILABLE = 50 };
@@ -498,7 +505,29 @@ static const char *variable(const char *name)
 	return value == NULL ? "" : value;
 }
 
+/* All of stdin, unless nobody will want to know it. */
+static void read_call(struct call *call)
+{
+	if (!*call->command || strcmp(call->command, "VERSION") == 0)
+		return;
+	read_stdin(&call->input);
+	config = (struct span){call->input.at, call->input.at + call->input.size};
+}
+
 /* ---- without the agent ---- */
+
+#define IS_A_LAUNCHER " is a launcher and not the plugin's executable"
+#define REMEDY ": start cnvnet-agent on this node, or install cnvnet's executables in " PREFIX
+
+static const char *own_number(void)
+{
+	static struct text number;
+
+	number.size = 0;
+	say_number(&number, (unsigned int)getpid());
+	put(&number, "", 1);
+	return number.at;
+}
 
 /* One place where the plugin's executable may be. Comes back only if it is not there or cannot be run. */
 static void become(struct text *path, const char *name, char **argv)
@@ -514,8 +543,10 @@ static void become(struct text *path, const char *name, char **argv)
 		errno = ELOOP;
 		return;
 	}
+	setenv(LAUNCHED, own_number(), 1);
 	argv[0] = path->at;
 	execv(path->at, argv);
+	unsetenv(LAUNCHED);
 }
 
 /* Leaves the call to the plugin's own executable, with what has been read of stdin before it again. */
@@ -554,9 +585,27 @@ static _Noreturn void run_alone(const struct call *call, char **argv)
 	put(&message, reason.at, reason.size);
 	say(&message, ", and ");
 	say(&message, path.at);
-	say(&message, " cannot be run (");
-	say_errno(&message, error);
-	say(&message, "): start cnvnet-agent on this node, or install cnvnet's executables in " PREFIX);
+	if (error == ELOOP) {
+		say(&message, IS_A_LAUNCHER);
+	} else {
+		say(&message, " cannot be run (");
+		say_errno(&message, error);
+		say(&message, ")");
+	}
+	say(&message, REMEDY);
+	fail(TRY_AGAIN_LATER, &message);
+}
+
+/* A copy where the executable should be would run itself, or another one, for ever. */
+static void refuse_to_be_the_executable(struct call *call, const char *path)
+{
+	struct text message = {0};
+
+	if (strcmp(variable(LAUNCHED), own_number()) != 0)
+		return;
+	read_call(call);
+	say(&message, path);
+	say(&message, IS_A_LAUNCHER REMEDY);
 	fail(TRY_AGAIN_LATER, &message);
 }
 
@@ -683,7 +732,7 @@ static void compose(struct text *request, const struct call *call, const char *c
 	bool first = true;
 
 	put(request, "\0\0\0\0", 4);
-	say(request, "{\"v\":1,\"argv0\":");
+	say(request, "{\"v\":" VERSION ",\"argv0\":");
 	say_json(request, call->name, strlen(call->name));
 	say(request, ",\"fds\":[");
 	for (int i = 0; i < DESCRIPTORS; i++) {
@@ -806,7 +855,7 @@ static enum outcome understand(const struct text *document, struct answer *answe
 		return about_agent(FAILED, path, " has answered what is no JSON object", 0);
 	if (is(unsupported, "true"))
 		return about_agent(NOT_RUN, path, " does not run such calls", 0);
-	if (!is(v, "1") || !read_exit(status, &answer->exit) || !read_base64(out, &answer->out) ||
+	if (!is(v, VERSION) || !read_exit(status, &answer->exit) || !read_base64(out, &answer->out) ||
 	    !read_base64(err, &answer->err))
 		return about_agent(FAILED, path, " has answered what is no answer to a call", 0);
 	return ANSWERED;
@@ -895,13 +944,11 @@ int main(int argc, char **argv)
 	occupy_standard_descriptors();
 	call.name = plugin_called(argc > 0 ? argv[0] : NULL);
 	call.command = variable("CNI_COMMAND");
+	refuse_to_be_the_executable(&call, argv[0]);
 	if (!agent_path(&path))
 		run_alone(&call, argv);
 	/* Before connecting: a caller that is slow to write must not hold up one of the agent's workers. */
-	if (*call.command && strcmp(call.command, "VERSION") != 0) {
-		read_stdin(&call.input);
-		config = (struct span){call.input.at, call.input.at + call.input.size};
-	}
+	read_call(&call);
 	switch (ask(path.at, &call, call.command, &answer)) {
 	case ANSWERED:
 		_exit(deliver(path.at, &call, &answer));

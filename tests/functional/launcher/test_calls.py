@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import time
@@ -448,7 +449,33 @@ def test_it_does_not_take_itself_for_the_executable(c_launcher: Launcher) -> Non
     beside = c_launcher.folder / "cnvnet/bin"
     beside.mkdir(parents=True)
     (beside / "cnv-bridge").symlink_to(c_launcher.path())
-    assert c_launcher.call().error()["code"] == 11
+    error = c_launcher.call().error()
+    assert error["code"] == 11
+    assert "/bin/cnv-bridge cannot be run (no such file or directory)" in error["msg"], "the next place"
+
+
+def test_a_copy_of_it_is_not_taken_for_the_executable(c_launcher: Launcher) -> None:
+    beside = c_launcher.folder / "cnvnet/bin"
+    beside.mkdir(parents=True)
+    shutil.copy(c_launcher.path(), beside)
+    for env in ({}, {"CNVNET_AGENT": "off"}, {"CNVNET_AGENT": str(c_launcher.socket)}):
+        error = c_launcher.call(env=env).error()
+        assert (error["cniVersion"], error["code"]) == ("1.0.0", 11)
+        assert f"{beside}/cnv-bridge is a launcher and not the plugin's executable: " in error["msg"]
+        assert "install cnvnet's executables in " in error["msg"]
+
+
+def test_a_copy_where_the_executable_belongs_does_not_run_itself(
+    static: Launcher, built: dict[str, Path]
+) -> None:
+    place = static.folder / str(built["c"].parent / "nowhere/bin").lstrip("/")
+    place.mkdir(parents=True)
+    shutil.copy(static.path(), place)
+    # Without /proc it cannot see whose file it is.
+    command = ["chroot", str(static.folder), f"/{place.relative_to(static.folder)}/cnv-bridge"]
+    env = static.environment(CNVNET_AGENT="off")
+    done = subprocess.run(command, env=env, input=b"{}", capture_output=True, check=False, timeout=60)
+    assert "/cnv-bridge is a launcher and not the plugin's executable: " in json.loads(done.stdout)["msg"]
 
 
 def test_a_root_without_proc_is_left_to_the_executable(static: Launcher) -> None:
