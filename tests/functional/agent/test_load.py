@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cnvnet.kernel.stack import LinuxKernel
-from tests.functional.agent.calls import CONFIG, Ipam, Wire, start
+from tests.functional.agent.calls import CONFIG, Ipam, Started, Wire, start
 from tests.functional.agent.lab import RunningAgent, eventually, running_agent
-from tests.harness import Node
+from tests.harness import Node, Sandbox
 
 pytestmark = pytest.mark.alone
 
@@ -95,23 +95,38 @@ def test_no_call_ever_acts_in_anothers_namespace(node: Node, wire: Wire) -> None
 
 def test_two_hundred_at_once_wait_and_none_is_lost(node: Node, tmp_path: Path) -> None:
     pods = [node.pod() for _ in range(8)]
+
+    def all_at_once(command: str) -> None:
+        started = [
+            start(node, command, pods[n % 8], {}, CNI_CONTAINERID=f"c{n}", CNI_IFNAME=f"if{n}")
+            for n in range(200)
+        ]
+        for each in started:
+            each.outcome().ok()
+
     with running_agent(node) as agent:
-        started = [
-            start(node, "ADD", pods[n % 8], {}, CNI_CONTAINERID=f"c{n}", CNI_IFNAME=f"if{n}")
-            for n in range(200)
-        ]
-        for each in started:
-            each.outcome().ok()
+        all_at_once("ADD")
         assert [len(pod.links()) for pod in pods] == [26] * 8
-        started = [
-            start(node, "DEL", pods[n % 8], {}, CNI_CONTAINERID=f"c{n}", CNI_IFNAME=f"if{n}")
-            for n in range(200)
-        ]
-        for each in started:
-            each.outcome().ok()
+        all_at_once("DEL")
         assert eventually(lambda: all(set(pod.links()) == {"lo"} for pod in pods))
         assert agent.metrics()['cnvnet_calls_total{code="0",command="ADD",plugin="cnv-bridge"}'] == 200
         assert resident_kilobytes(agent) < 100_000
+
+
+def adds_of(ipam: Ipam, node: Node, pod: Sandbox, count: int, *, networks: int) -> list[Started]:
+    """So many ADDs of different interfaces, dealt out to so many networks with this address manager."""
+    return [
+        start(
+            node,
+            "ADD",
+            pod,
+            {**ipam.keys, "name": f"stuck{number % networks}"},
+            CNI_CONTAINERID=f"s{number}",
+            CNI_IFNAME=f"if{number}",
+            **ipam.path,
+        )
+        for number in range(count)
+    ]
 
 
 def test_a_stuck_address_manager_holds_up_its_own_network_only(node: Node, tmp_path: Path) -> None:
@@ -119,18 +134,7 @@ def test_a_stuck_address_manager_holds_up_its_own_network_only(node: Node, tmp_p
     stuck.hold.touch()
     pod, other = node.pod(), node.pod()
     with running_agent(node) as agent:
-        waiting = [
-            start(
-                node,
-                "ADD",
-                pod,
-                {**stuck.keys, "name": f"stuck{n % 2}"},
-                CNI_CONTAINERID=f"s{n}",
-                CNI_IFNAME=f"if{n}",
-                **stuck.path,
-            )
-            for n in range(30)
-        ]
+        waiting = adds_of(stuck, node, pod, 30, networks=2)
         # Six places for each of the two networks.
         assert eventually(lambda: len(stuck.calls()) == 12)
         for n in range(10):
@@ -149,18 +153,7 @@ def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node,
     stuck.hold.touch()
     pod = node.pod()
     with running_agent(node) as agent:
-        waiting = [
-            start(
-                node,
-                "ADD",
-                pod,
-                {**stuck.keys, "name": f"stuck{n % 4}"},
-                CNI_CONTAINERID=f"s{n}",
-                CNI_IFNAME=f"if{n}",
-                **stuck.path,
-            )
-            for n in range(40)
-        ]
+        waiting = adds_of(stuck, node, pod, 40, networks=4)
         assert eventually(lambda: len(stuck.calls()) == 16)
         assert agent.ask(status=True)["ok"]
         assert agent.ask(guest="forget", record="masquerade-0.json")["ok"]
