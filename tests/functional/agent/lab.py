@@ -165,9 +165,10 @@ class RunningAgent:
         self.process.terminate()
         try:
             self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as e:
             self.process.kill()
             self.process.wait()
+            raise AssertionError(f"the agent does not end: {self.log()}") from e
         eventually(lambda: not any(is_there(loop) for loop in loops))
         assert not any(is_there(loop) for loop in loops), "the packet loop outlives its agent"
 
