@@ -22,7 +22,8 @@ class Wishes(NamedTuple):
     """What the configuration says about a guest's services.
 
     Without the key a guest is served if the node has an agent (`enabled`), with it, it has to be
-    (`required`); then, with `autostart`, an ADD that finds no agent starts one.
+    (`required`); then, with `autostart`, an ADD that finds no agent starts one. What is called like a field
+    of Settings becomes that field.
     """
 
     enabled: bool = True
@@ -66,18 +67,11 @@ class Wishes(NamedTuple):
 
         Raises InvalidConfig when the whole cannot be given to a guest.
         """
-        return checked(
-            settings._replace(
-                hostname=self.hostname or hostname,
-                nameservers=self.nameservers or resolvconf.usable(dns.nameservers),
-                search=self.search or dns.search or ((dns.domain,) if dns.domain else ()),
-                ntp_servers=self.ntp_servers,
-                tftp_server=self.tftp_server,
-                boot_file=self.boot_file,
-                private_options=self.private_options,
-                lease_seconds=self.lease_seconds,
-            )
-        )
+        told = {name: value for name, value in self._asdict().items() if name in Settings._fields}
+        told["hostname"] = self.hostname or hostname
+        told["nameservers"] = self.nameservers or resolvconf.usable(dns.nameservers)
+        told["search"] = self.search or dns.search or ((dns.domain,) if dns.domain else ())
+        return checked(settings._replace(**told))
 
 
 def _hostname(key: Fields) -> str:
