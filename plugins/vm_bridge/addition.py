@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import time
 from ipaddress import IPv6Address
-from typing import Final
+from typing import Any, Final
 
 from cnvnet.attachments import ADDED, ADDING, Record, Slot, boot_id
 from cnvnet.attempts import Undo
+from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.cni.result import DNS, Result
 from cnvnet.diagnostics import say
 from cnvnet.guest import provider, settings_json
@@ -27,8 +28,10 @@ from cnvnet.plugins.vm_bridge.plan import Wanted
 from cnvnet.vm import names, pod_interface, sysctls, traces
 from cnvnet.vm import ruleset as vm_ruleset
 
-# As long as duplicate address detection and two questions of the kernel's take.
-_SECONDS: Final = 3.0
+# A gateway that is there answers at once, unless its address is still under detection, or a bridge with STP
+# on the way lets nothing through for twice its forward delay (15 s). It is waited for, because a guest that
+# has not been told of its router is never told.
+_SECONDS: Final = 35.0
 
 
 class Addition:
@@ -53,9 +56,8 @@ class Addition:
             slot.write(record)
             # One for all: what has been done is there to be seen, and what it was before is in the record.
             undo.push(link.name, self._restore, left)
-            contents = self._wire(wanted, was)
+            added = {**record.undo, **self._wire(wanted, was)}
             guest = _recorded(wanted)
-            added = {**record.undo, "contents": contents}
             slot.write(record._replace(state=ADDED, undo=added, guest=guest))
             if guest is not None:
                 provider.serve(call.env, call.config.guest, call.key)
@@ -67,7 +69,10 @@ class Addition:
         router = plan.unknown_router(known) if plan.serves(config, known) else None
         router_mac = resolved(stack, was, router) if router is not None else ""
         if router is not None and not router_mac:
-            say(f"{was.name}: {router} does not answer: the guest gets no IPv6 default route")
+            silent = f"{was.name}: the gateway {router} does not answer"
+            if config.guest.required:
+                raise CNIError(TRY_AGAIN_LATER, silent)
+            say(f"{silent}: the guest gets no IPv6 default route")
         return plan.plan(
             config,
             known,
@@ -82,8 +87,10 @@ class Addition:
         if errors:
             raise errors[0]
 
-    def _wire(self, wanted: Wanted, was: Original) -> dict[str, str]:
-        """The table before the links are there, and they up only when all is done. Returns its contents."""
+    def _wire(self, wanted: Wanted, was: Original) -> dict[str, Any]:
+        """The table before the links are there, and they up only when all is done. Returns what CHECK is to
+        find: the table's contents and the tap's MAC address.
+        """
         pod, alias = self._pod.stack, traces.alias(self._call.key)
         kernel, netns = self._pod.kernel, self._pod.netns
         table = ruleset.plan(wanted.names, wanted.served)
@@ -100,7 +107,7 @@ class Addition:
         if wanted.server is not None:
             pod.apply(AddAddress(bridge.ifindex, wanted.server))
         pod.apply(*(ChangeLink(each, up=True) for each in (bridge.ifindex, tap.ifindex, was.ifindex)))
-        return vm_ruleset.contents(kernel, netns, [table])
+        return {"contents": vm_ruleset.contents(kernel, netns, [table]), "tap_mac": tap.mac}
 
 
 def resolved(pod: Stack, was: Original, address: IPv6Address) -> str:

@@ -14,7 +14,7 @@ from cnvnet.plugins.vm_bridge import original, plan, ruleset
 from cnvnet.plugins.vm_bridge.config import Config
 from cnvnet.plugins.vm_bridge.leftovers import Leftovers
 from cnvnet.plugins.vm_bridge.original import Known, Original
-from cnvnet.vm import checks, names, stand_in
+from cnvnet.vm import checks, names, stand_in, traces
 from cnvnet.vm.checks import wrong
 from cnvnet.vm.names import Names
 from cnvnet.vm.pod import Pod
@@ -28,10 +28,13 @@ def check(call: Call[Config], record: Record | None) -> None:
     pod, called = call.pod, names.of(was.name)
     bridge = _check_bridge(pod, called, was)
     mtu = min(was.mtu, plan.MAX_MTU)
-    checks.up(checks.tap(pod.stack, called.tap, call.config.tap, bridge), mtu)
+    tap = checks.tap(pod.stack, called.tap, call.config.tap, bridge)
+    checks.up(tap, mtu)
+    _check_mac(tap, record)
     _check_nic(pod, called, was, bridge)
     checks.up(bridge, mtu)
     _check_stand_in(pod, was)
+    _check_marks(pod, called, traces.alias(call.key))
     expected = {setting.key: setting.value for setting in (*plan.GLOBAL, *plan.settings_of_links(called))}
     checks.sysctls(pod.stack, expected | {original.disable_ipv6(called.nic): "1"})
     served = _served(record)
@@ -67,6 +70,21 @@ def _check_bridge(pod: Pod, called: Names, was: Original) -> Link:
     return link
 
 
+def _check_mac(tap: Link, record: Record) -> None:
+    """With the guest's own the bridge would keep what is for the guest."""
+    added = traces.text(record.undo, "tap_mac")
+    if added and tap.mac != added:
+        raise wrong(f"the MAC of {tap.name} is {tap.mac}, not {added}")
+
+
+def _check_marks(pod: Pod, called: Names, alias: str) -> None:
+    """By their aliases the links are known, should the record be lost."""
+    for name in called:
+        link = pod.stack.link(name)
+        if link is not None and link.alias != alias:
+            raise wrong(f"the alias of {name} is {link.alias!r} (ip link set {name} alias {alias})")
+
+
 def _check_nic(pod: Pod, called: Names, was: Original, bridge: Link) -> None:
     link = pod.stack.link(called.nic)
     if link is None or link.ifindex != was.ifindex:
@@ -87,6 +105,8 @@ def _check_stand_in(pod: Pod, was: Original) -> None:
         raise wrong(f"{was.name}, which stands in for the pod's interface, is missing")
     if (link.mac, link.mtu) != (was.mac, was.mtu):
         raise wrong(f"{was.name} has MAC {link.mac} and MTU {link.mtu}, not {was.mac} and {was.mtu}")
+    if link.master:
+        raise wrong(f"{was.name} is attached to link {link.master} (ip link set {was.name} nomaster)")
     if link.up:
         raise wrong(f"{was.name} is up: the pod's kernel would take what it sends for sent")
     there = {address.address for address in pod.stack.addresses(link.ifindex)}

@@ -166,7 +166,8 @@ def _refill(tries: Attempts, pod: Stack, was: Original) -> None:
         tries.attempt("routes", replay, pod, (each,))
     for each in snapshots.neighbours_of(was.ifindex, kept, there):
         tries.attempt("neighbours", replay, pod, (each,))
-    if was.up and was.ipv6_mtu not in (None, str(was.mtu)):
+    # What a router asks for comes with its next word, and counts only if it is news.
+    if was.up and not kept.heard and was.ipv6_mtu not in (None, str(was.mtu)):
         tries.attempt("sysctls", _limit, pod, was)
 
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+from scapy.layers.inet6 import (
+    ICMPv6ND_RA,
+    ICMPv6ND_RS,
+    ICMPv6NDOptMTU,
+    ICMPv6NDOptPrefixInfo,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+)
+from scapy.layers.l2 import Ether
+
 from cnvnet.plugins.vm_bridge import original
-from tests.functional.vm_bridge.lab import Lab, difference, settle, snapshot
+from tests.functional.crash import strace
+from tests.functional.masquerade.lab import PATIENCE
+from tests.functional.vm_bridge.lab import LAN_MAC, PORT, Lab, difference, settle, snapshot
 from tests.functional.vm_bridge.test_calls import furnish, records
+from tests.functional.vm_bridge.test_killed import call, moments
 
 LAVISH = """
 link add other type veth peer name far
@@ -114,6 +131,86 @@ def test_a_lavish_pod(lab: Lab) -> None:
     assert records(lab.node) == []
 
 
+def test_time_goes_on_for_addresses_that_have_an_end(lab: Lab) -> None:
+    ends = {"10.1.0.7/24": 1000, "fd94::5/64": 2000}
+    for text, seconds in ends.items():
+        lifetime = ("valid_lft", str(seconds), "preferred_lft", str(seconds // 2))
+        lab.pod.run("ip", "addr", "add", text, "dev", "eth0", *lifetime)
+    lab.pod.run("ip", "-6", "route", "add", "fd21::/64", "dev", "eth0", "expires", "3000")
+    settle(lab)
+    lab.pod.cni("ADD").ok()
+    time.sleep(3)
+    lab.pod.cni("DEL").ok()
+    (shown,) = lab.pod.ip("addr", "show", "dev", "eth0")
+    left = {
+        f"{each['local']}/{each['prefixlen']}": (each["valid_life_time"], each["preferred_life_time"])
+        for each in shown["addr_info"]
+    }
+    for text, seconds in ends.items():
+        valid, preferred = left[text]
+        assert seconds // 2 < valid <= seconds - 2
+        assert valid - preferred in (seconds // 2 - 1, seconds // 2, seconds // 2 + 1)
+    (route,) = lab.pod.ip("-6", "route", "show", "fd21::/64")
+    assert 2000 < route["expires"] <= 2998
+
+
+def advertise(lab: Lab, over: threading.Event) -> None:
+    """A router that speaks when it is asked, on the node's end of the pod's interface."""
+    ear = lab.packets(lab.node, PORT)
+    ear.settimeout(0.1)
+    body = ICMPv6ND_RA(routerlifetime=1800, chlim=64)
+    body /= ICMPv6NDOptSrcLLAddr(lladdr=LAN_MAC) / ICMPv6NDOptMTU(mtu=1400)
+    prefix = ICMPv6NDOptPrefixInfo(prefix="2001:db8:5::", prefixlen=64)
+    prefix.validlifetime, prefix.preferredlifetime = 7200, 3600
+    body /= prefix
+    answer = Ether(src=LAN_MAC, dst="33:33:00:00:00:01") / IPv6(src="fe80::99", dst="ff02::1") / body
+    while not over.is_set():
+        try:
+            frame = Ether(ear.recv(70000))
+        except TimeoutError:
+            continue
+        if ICMPv6ND_RS in frame:
+            ear.send(bytes(answer))
+
+
+def await_advertisement(lab: Lab) -> None:
+    """Until the pod has made itself an address, which is nobody else's."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        shown = lab.pod.run("ip", "-6", "addr", "show", "dev", "eth0").stdout
+        if "2001:db8:5:" in shown and "tentative" not in shown:
+            return
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("permanent", [False, True], ids=["only what was heard", "a permanent one too"])
+def test_what_a_router_said_is_heard_again(lab: Lab, permanent: bool) -> None:
+    lab.pod.run("ip", "link", "set", "eth0", "down")
+    lab.pod.run("ip", "addr", "add", "10.1.0.5/24", "dev", "eth0")
+    over = threading.Event()
+    router = threading.Thread(target=advertise, args=(lab, over))
+    router.start()
+    try:
+        lab.pod.run("ip", "link", "set", "eth0", "up")
+        if permanent:
+            lab.pod.run("ip", "addr", "add", "fd99::5/64", "dev", "eth0")
+        await_advertisement(lab)
+        before = snapshot(lab.pod)
+        assert any("proto ra" in line for line in before["routes -6"])
+        lab.pod.cni("ADD").ok()
+        lab.pod.cni("CHECK").ok()
+        (path,) = records(lab.node)
+        told = json.loads(path.read_text())["guest"]["settings"]["v6"]
+        assert (told["router"] if told else None) == ("fe80::99" if permanent else None)
+        lab.pod.cni("DEL").ok()
+        await_advertisement(lab)
+        assert difference(lab.pod, before) == ""
+    finally:
+        over.set()
+        router.join()
+
+
 def test_a_record_of_an_older_version_is_undone(lab: Lab) -> None:
     furnish(lab)
     # Who had asked for no detection of duplicates was not written down.
@@ -147,3 +244,60 @@ def _texts(value: Any) -> dict[str, Any]:
         name: each if each is None or isinstance(each, (bool, int)) else str(each)
         for name, each in value._asdict().items()
     }
+
+
+@pytest.mark.vlan  # scripts/vm-run has a kernel with dummies
+def test_a_dummy_stands_in_where_the_kernel_has_one(lab: Lab) -> None:
+    lavish(lab)
+    before = snapshot(lab.pod)
+    lab.pod.cni("ADD").ok()
+    stand_in = lab.pod.link("eth0")
+    assert stand_in is not None
+    assert (stand_in["linkinfo"]["info_kind"], stand_in["operstate"]) == ("dummy", "DOWN")
+    lab.pod.cni("CHECK").ok()
+    for spoil, said in (
+        ("ip link add br9 type bridge", ""),
+        ("ip link set eth0 master br9", "eth0 is attached to"),
+        ("ip link set eth0 nomaster", ""),
+        ("ip link del br9", ""),
+    ):
+        lab.pod.run(*spoil.split())
+        assert said in json.dumps(lab.pod.cni("CHECK").error() if said else lab.pod.cni("CHECK").ok())
+    lab.pod.cni("DEL").ok()
+    assert difference(lab.pod, before) == ""
+    assert records(lab.node) == []
+
+
+@pytest.mark.vlan
+@pytest.mark.parametrize("binding_first", [True, False], ids=["vm-bridge first", "what is below first"])
+def test_a_dummy_goes_in_any_order(lab: Lab, binding_first: bool) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    if binding_first:
+        lab.pod.cni("DEL").ok()
+    lab.pod.run("ip", "link", "del", "eth0")
+    lab.pod.cni("DEL").ok()
+    assert sorted(lab.pod.links()) == ["lo"]
+    assert lab.node.link("lan0") is None
+
+
+# Enough of the moments of each call; all of them are tried with a kernel in memory.
+EVERY = 9
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_lavish_pod_survives_a_kill_at_any_moment(lab: Lab, tmp_path: Path, command: str) -> None:
+    lavish(lab)
+    # The gateway known, nothing of a run depends on when it answers.
+    lab.pod.run("ip", "neigh", "replace", "fd99::1", "lladdr", LAN_MAC, "dev", "eth0", "nud", "permanent")
+    before = snapshot(lab.pod)
+    if command == "DEL":
+        call(lab, "ADD").ok()
+    for moment in moments(lab, command, tmp_path / "log")[::EVERY]:
+        call(lab, "ADD" if command == "DEL" else "DEL").ok()
+        assert call(lab, command, strace.killing(moment)).code != 0 or command == "DEL", moment
+        call(lab, "DEL").ok()
+        assert difference(lab.pod, before) == "", moment
+        assert records(lab.node) == [], moment

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.kernel.fake import FakeKernel
 from tests.unit.plugins.binding_world import MortalKernel, kill_adds, kill_deletes, refuse_adds
 from tests.unit.plugins.vm_bridge.world import World
@@ -37,6 +40,31 @@ def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> 
 @pytest.mark.parametrize("then", ["delete", "add", "gc"])
 def test_a_kill_at_any_step_is_repaired_by_the_next_call(tmp_path: Path, then: str, dummies: bool) -> None:
     assert kill_adds(lambda step: World(tmp_path / str(step), MortalKernel(dummies=dummies)), then) > 20
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_gateway_that_never_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], required: bool
+) -> None:
+    monkeypatch.setattr("cnvnet.plugins.vm_bridge.addition._SECONDS", 0)
+    keys: dict[str, Any] = {}
+    if required:
+        # No agent is asked.
+        monkeypatch.setattr("cnvnet.guest.provider.ensure", Mock())
+        keys = {"guestServices": {}}
+    world = World(tmp_path, FakeKernel(), **keys)
+    world.pod.reachable.clear()
+    before = world.snapshot()
+    if required:
+        with pytest.raises(CNIError, match="the gateway fd99::1 does not answer") as refused:
+            world.add()
+        assert refused.value.code == TRY_AGAIN_LATER
+        assert world.snapshot() == before
+        return
+    world.add()
+    assert "the guest gets no IPv6 default route" in capsys.readouterr().err
+    (record,) = world.records
+    assert record["guest"]["settings"]["v6"]["default_route"] is False
 
 
 def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
