@@ -20,10 +20,9 @@ _SELDOM = 5
 
 
 class Sizes(NamedTuple):
-    """How much is there already; `rounds` for what has a goal, `points` for what only the chart needs."""
+    """How many rounds, and how much is there already."""
 
     rounds: int
-    points: int
     ports: tuple[int, ...]
     chains: int
     leases: tuple[int, ...]
@@ -33,8 +32,8 @@ class Sizes(NamedTuple):
     parallel: int
 
 
-FULL = Sizes(50, 10, (0, 1000, 2000, 4000), 20_000, (0, 10_000, 50_000, 1_000_000), 50_000, 50, 16)
-QUICK = Sizes(2, 2, (0, 20, 40), 50, (0, 100, 200), 100, 6, 3)
+FULL = Sizes(50, (0, 1000, 2000, 4000), 20_000, (0, 10_000, 50_000, 1_000_000), 50_000, 50, 16)
+QUICK = Sizes(2, (0, 20, 40), 50, (0, 100, 200), 100, 6, 3)
 
 Case = Callable[[Nodes, Sizes], Iterator[Row]]
 
@@ -70,8 +69,7 @@ def ports(nodes: Nodes, sizes: Sizes) -> Iterator[Row]:
                     add_ports(system, there, count)
             there = count
             state = f"{count:,} ports"
-            rounds = sizes.rounds if count in (0, sizes.ports[-1]) else sizes.points
-            add, delete = _add_delete(pair, "macspoofchk", rounds, itself=empty if count else None)
+            add, delete = _add_delete(pair, "macspoofchk", sizes.rounds, itself=empty if count else None)
             place = Place("ports", count, count)
             if count == 0:
                 yield Row("macspoofchk ADD", state, add, limit=0.2, place=place)
@@ -165,8 +163,7 @@ def leases(nodes: Nodes, sizes: Sizes) -> Iterator[Row]:
                     add_leases(system, there[system.name], wanted)
                 there[system.name] = wanted
             is_last = count == sizes.leases[-1]
-            rounds = sizes.rounds if count == 0 or is_last else sizes.points
-            add, delete = _add_delete(pair, "ipam", rounds, itself=empty if count else None)
+            add, delete = _add_delete(pair, "ipam", sizes.rounds, itself=empty if count else None)
             of_reference = there[REFERENCE]
             state = f"{count:,} leases" + (f", reference {of_reference:,}" if of_reference != count else "")
             place = Place("leases", count, of_reference)

@@ -67,6 +67,7 @@ def agent(node: str, programs: Programs) -> Generator[None]:
             ["nsenter", f"--net=/run/netns/{node}", *command, "--log-level", "warning"],
             stdin=subprocess.DEVNULL,
             stderr=file,
+            start_new_session=True,  # Ctrl-C is for us
         )
     try:
         _await(process, f"{rundir}/agent.sock", log)
@@ -75,7 +76,12 @@ def agent(node: str, programs: Programs) -> Generator[None]:
             raise Failed(f"the agent has ended: {log.read_text()}")
     finally:
         process.terminate()
-        process.wait(_PATIENCE)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise Failed(f"the agent of {node} does not end: {log.read_text()}") from None
 
 
 def _await(process: subprocess.Popen[bytes], path: str, log: Path) -> None:
