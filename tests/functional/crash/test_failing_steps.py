@@ -161,7 +161,8 @@ def test_without_a_way_back_from_the_pod_the_record_tells_the_next_call(node: No
     with scene(node, VM) as here:
         moments = [moment for moment in moments_of(here) if moment.name == "setns"]
         before = here.state()
-        never = strace.refusing(moments[-1], "EPERM")
+        # Not the last: a run in which nobody has to be waited for goes there once less.
+        never = strace.refusing(moments[-3], "EPERM")
         error = here.add(*never[:-1], f"{never[-1]}+").error()
         assert "internal error" in error["msg"]
         assert len(here.state().files) > len(before.files)

@@ -58,13 +58,16 @@ def states(lab: Lab) -> list[str]:
     return [json.loads(path.read_text())["state"] for path in records(lab) if path.stat().st_size]
 
 
-@pytest.mark.parametrize("following", ["DEL", "ADD"])
-def test_an_add_killed_at_any_moment_is_repaired(lab: Lab, tmp_path: Path, following: str) -> None:
+# Each moment with each of them is tried with the plugin on a kernel in memory; here the moments are dealt out.
+@pytest.mark.parametrize(("following", "first"), [("DEL", 0), ("ADD", 1)])
+def test_an_add_killed_at_any_moment_is_repaired(
+    lab: Lab, tmp_path: Path, following: str, first: int
+) -> None:
     pod = lab.pod()
     before = snapshot(pod)
     found = moments(lab, pod, "ADD", tmp_path / "log")
     call(lab, pod, "DEL").ok()
-    for moment in found:
+    for moment in found[first::2]:
         assert call(lab, pod, "ADD", strace.killing(moment)).code != 0, moment
         if following == "ADD":
             complete = states(lab) == ["added"]
