@@ -49,7 +49,15 @@ def test_a_port_comes_is_checked_and_goes(node: Node, kind: str) -> None:
         assert eventually(lambda: nothing_is_left(node, pod))
         numbers = agent.metrics()
         assert numbers['cnvnet_calls_total{code="0",command="DEL",plugin="cnv-bridge"}'] == 2
-        assert numbers['cnvnet_call_seconds_count{command="CHECK",plugin="cnv-bridge"}'] == 1
+        for command, count in (("ADD", 1), ("CHECK", 1), ("DEL", 2)):
+            labels = f'command="{command}",plugin="cnv-bridge"'
+            buckets = [
+                numbers[f'cnvnet_call_seconds_bucket{{command="{command}",le="{le}",plugin="cnv-bridge"}}']
+                for le in ("0.001", "0.01", "0.1", "1.0", "100.0", "+Inf")
+            ]
+            assert buckets == sorted(buckets)
+            assert buckets[-1] == numbers[f"cnvnet_call_seconds_count{{{labels}}}"] == count
+            assert 0 < numbers[f"cnvnet_call_seconds_sum{{{labels}}}"] < 100 * count
 
 
 @pytest.mark.parametrize("kind", ["c", "python"])
