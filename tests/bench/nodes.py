@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -232,7 +233,13 @@ def add_leases(system: System, first: int, last: int) -> None:
         folder = system.folder / NETWORK
         for number in range(first, last):
             (folder / str(_addresses()[number])).write_text(f"{container_id(str(number))}\r\neth0")
-        return
+    else:
+        _lease(system, first, last)
+    # Calls sync what they write, and would wait for this, too.
+    os.sync()
+
+
+def _lease(system: System, first: int, last: int) -> None:
     store = Sqlite(str(system.folder))
     with store.transaction() as ledger:
         # Half of the time, with a million; it goes with the connection.
