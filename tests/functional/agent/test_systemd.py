@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def own_cgroup(name: str) -> Generator[Path]:
         yield made
     finally:
         for folder, _, _ in os.walk(made, topdown=False):
-            assert eventually(lambda folder=folder: is_removed(folder)), folder
+            assert eventually(partial(is_removed, folder)), folder
 
 
 def is_removed(cgroup: str) -> bool:

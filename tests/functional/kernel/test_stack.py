@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
 import pytest
 
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel.addresses import AddAddress, DeleteAddress
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import (
     Bridge,

@@ -58,7 +58,7 @@ def states(lab: Lab) -> list[str]:
     return [json.loads(path.read_text())["state"] for path in records(lab) if path.stat().st_size]
 
 
-# Each moment with each of them is tried with the plugin on a kernel in memory; here the moments are dealt out.
+# Each moment with each of them is tried with the plugin on a kernel in memory; here they are dealt out.
 @pytest.mark.parametrize(("following", "first"), [("DEL", 0), ("ADD", 1)])
 def test_an_add_killed_at_any_moment_is_repaired(
     lab: Lab, tmp_path: Path, following: str, first: int
