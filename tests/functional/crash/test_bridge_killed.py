@@ -108,7 +108,7 @@ def overtaken(scene: Scene) -> None:
     scene.delete("c2", other)
 
 
-# Each moment of a first ADD with both of its repairs is tried with the plugin on a kernel in memory. It is
+# Each moment of a first ADD with both of its repairs is tried with the plugin on a kernel in memory; it is
 # the longest case, so here they share its moments.
 ALL: Final = slice(None)
 EVEN: Final = slice(0, None, 2)
