@@ -81,8 +81,10 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds: at least 1")
-    if arguments.only and (arguments.chart or arguments.report):
-        parser.error("--chart and --report need all cases: leave --only away")
+    if arguments.only and arguments.report:
+        parser.error("--report needs all cases: leave --only away")
+    if arguments.only and arguments.chart and not {"ports", "leases"} <= set(arguments.only):
+        parser.error("--chart needs at least --only=ports --only=leases")
     if arguments.quick and arguments.report:
         parser.error("--report: --quick measures nothing that is worth to be kept")
     return arguments

@@ -117,7 +117,7 @@ def test_calls_that_wait_for_a_lost_one_are_run(node: Node, tmp_path: Path) -> N
             for each in waiting:
                 each.outcome().ok()
         assert losses(agent) == 1
-        assert nothing_is_left(node, pod)
+        assert eventually(lambda: nothing_is_left(node, pod))
 
 
 def test_the_watch_goes_on_where_it_was(lab: Lab) -> None:
