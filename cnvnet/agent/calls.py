@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from cnvnet import attachments, caller
 from cnvnet.agent import log
 from cnvnet.agent.connection import Connection, Document
+from cnvnet.agent.lane import Lane
 from cnvnet.agent.remote import Home, Remote
 from cnvnet.agent.turns import Full, Subject, Turns
 from cnvnet.cni import forwarding, skel
@@ -63,6 +64,7 @@ class Calls:
         self._observe = observe
         self._home = Home()
         self._turns: Turns[_Job] = Turns()
+        self._lane = Lane()
         self._closed = False
 
     def take(self, document: Document, connection: Connection) -> bool:
@@ -156,7 +158,7 @@ class Calls:
                 log.info("an ADD whose caller has gone was not run", **_who(job))
                 return
             try:
-                response = self._respond(job, job.env)
+                response = self._behind_others(job, job.env)
             except LostNamespace as e:
                 # As after a kill -9: the record tells the next call what to do.
                 self._send(job, _later(f"the agent has lost the thread that ran this call: {e}"))
@@ -166,7 +168,14 @@ class Calls:
                 return
             if not heard or job.connection.was_left_unread(_READING):
                 log.warning("nobody has taken the result of an ADD: it is undone", **_who(job))
-                self._respond(job, {**job.env, "CNI_COMMAND": "DEL"})
+                self._behind_others(job, {**job.env, "CNI_COMMAND": "DEL"})
+
+    def _behind_others(self, job: _Job, env: Mapping[str, str]) -> Response:
+        if env.get("CNI_COMMAND") not in _OF_ATTACHMENTS:
+            return self._respond(job, env)
+        with self._lane.passage() as leave:
+            job.remote.before_program = leave
+            return self._respond(job, env)
 
     def _respond(self, job: _Job, env: Mapping[str, str]) -> Response:
         plugin = job.call.argv0

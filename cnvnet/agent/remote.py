@@ -29,7 +29,12 @@ class Home:
 
 
 class Remote:
-    """A Caller (cnvnet.caller). `descriptors` stay their owner's, and open as long as this is used."""
+    """A Caller (cnvnet.caller). `descriptors` stay their owner's, and open as long as this is used.
+
+    `before_program` is called when a program is about to be started, and so waited for.
+    """
+
+    before_program: Callable[[], None] | None = None
 
     def __init__(self, home: Home, netns_path: str, descriptors: Mapping[str, int]) -> None:
         self._home = home
@@ -68,6 +73,8 @@ class Remote:
             os.close(fd)
 
     def program(self, path: str) -> Program:
+        if self.before_program is not None:
+            self.before_program()
         if self.same_view:
             return Program(path, [path], seconds=_SECONDS)
         there = (f"--mount=/proc/self/fd/{self._mounts}", f"--root=/proc/self/fd/{self._root}")

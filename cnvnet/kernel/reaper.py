@@ -11,9 +11,9 @@ from cnvnet.kernel.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
 # Links gather until nobody has retired one for a moment, but not for longer than this: a burst of deletions
-# becomes a few messages, each of which holds up whoever changes links, and none waits for 100 ms.
-_QUIET: Final = 0.01
-_GATHERING: Final = 0.08
+# becomes a few messages, each of which holds up whoever changes links.
+_QUIET: Final = 0.002
+_GATHERING: Final = 0.03
 # After a refusal, which nothing but a lack of memory explains.
 _PAUSE: Final = 1.0
 
