@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 from cnvnet.kernel.stack import LinuxKernel
 from tests.functional.agent.calls import CONFIG, Ipam, Started, Wire, start
 from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.guest.test_flood import Flood
+from tests.functional.masquerade.lab import Lab, open_tap
 from tests.harness import Node, Sandbox
+from tests.unit.guest.witness import discover4
 
 pytestmark = pytest.mark.alone
 
@@ -111,6 +115,41 @@ def test_two_hundred_at_once_wait_and_none_is_lost(node: Node, tmp_path: Path) -
         assert eventually(lambda: all(set(pod.links()) == {"lo"} for pod in pods))
         assert agent.metrics()['cnvnet_calls_total{code="0",command="ADD",plugin="cnv-bridge"}'] == 200
         assert resident_kilobytes(agent) < 100_000
+
+
+def seconds_at_work(agent: RunningAgent) -> float:
+    """Processor time of the agent itself, without its packet loop."""
+    fields = Path(f"/proc/{agent.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_guest_that_floods_costs_calls_nothing(lab: Lab) -> None:
+    """It is answered by another process: whatever it sends, the agent works for its calls only."""
+
+    def calls_of(wire: Wire, agent: RunningAgent) -> float:
+        begun = seconds_at_work(agent)
+        for number in range(300):
+            for command in ("ADD", "DEL"):
+                env = {"CNI_CONTAINERID": f"c{number}", "CNI_IFNAME": "if0", "CNI_PATH": "/nowhere"}
+                response = wire.call("cnv-bridge", CONFIG, other.netns, CNI_COMMAND=command, **env)
+                assert response is not None
+                assert response.exit == 0, response
+        return seconds_at_work(agent) - begun
+
+    pod, other = lab.pod(), lab.node.pod()
+    with running_agent(lab.node) as agent, closing(Wire(lab.node)) as wire:
+        pod.cni("ADD", guestServices={}).ok()
+        calls_of(wire, agent)  # the first ones load what the others find
+        alone = calls_of(wire, agent)
+        tap = open_tap(pod, "tap0")
+        flood = Flood(tap, discover4())
+        try:
+            assert eventually(lambda: agent.metrics()["cnvnet_guest_throttled_total"] > 0)
+            beside = calls_of(wire, agent)
+        finally:
+            flood.end()
+            os.close(tap)
+    assert beside < 1.6 * alone + 0.1
 
 
 def adds_of(ipam: Ipam, node: Node, pod: Sandbox, count: int, *, networks: int) -> list[Started]:

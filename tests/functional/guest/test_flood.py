@@ -20,16 +20,16 @@ from tests.unit.guest.witness import discover4
 class Flood(threading.Thread):
     """Frames into a tap without a pause; what the loop answers is left unread."""
 
-    def __init__(self, guest: Guest, frame: bytes) -> None:
+    def __init__(self, tap: int, frame: bytes) -> None:
         super().__init__(daemon=True)
         self.sent = 0
-        self._guest, self._frame, self._enough = guest, frame, threading.Event()
+        self._tap, self._frame, self._enough = tap, frame, threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self._enough.is_set():
             for _ in range(100):
-                os.write(self._guest.fd, self._frame)
+                os.write(self._tap, self._frame)
             self.sent += 100
             time.sleep(0.001)  # the other threads of this test want to run, too
 
@@ -40,7 +40,7 @@ class Flood(threading.Thread):
 
 @contextmanager
 def flooding(*guests: Guest, frame: bytes) -> Generator[list[Flood]]:
-    floods = [Flood(guest, frame) for guest in guests]
+    floods = [Flood(guest.fd, frame) for guest in guests]
     try:
         yield floods
     finally:
