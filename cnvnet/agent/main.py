@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -29,6 +30,8 @@ from cnvnet.plugins.cnv_bridge import restoration
 
 # Seconds between looks at whether there is a reason to end.
 _LOOK: Final = 1.0
+# Each call that waits has five, and 4,096 may; systemd's unit says the same.
+_DESCRIPTORS: Final = 65536
 
 
 class Options(NamedTuple):
@@ -153,6 +156,12 @@ class Agent:
                 return
 
 
+def _raise_limit() -> None:
+    """Whoever starts an agent on demand may have descriptors for a few hundred calls only."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, _DESCRIPTORS)), most))
+
+
 def _open_door(options: Options) -> Listener:
     return listener.activated(os.environ) or listener.bound(options.socket)
 
@@ -201,6 +210,7 @@ def command(
     path = os.path.abspath(socket) if socket else os.path.join(rundir, "agent.sock")
     options = Options(rundir, path, metrics_address, idle_exit)
     os.chdir("/")
+    _raise_limit()
     try:
         lock = listener.lock(rundir)
         door = _open_door(options)

@@ -199,3 +199,19 @@ def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node,
         start(node, "VERSION", pod, {}).outcome().ok()
         stuck.hold.unlink()
         assert [each.outcome().code for each in waiting] == [0] * 40
+
+
+def test_what_waits_may_need_more_descriptors_than_a_process_begins_with(node: Node, tmp_path: Path) -> None:
+    """Of whoever starts an agent on demand, say: mostly 1,024, and each call that waits has five."""
+    stuck = Ipam(tmp_path, "stuck-ipam")
+    stuck.hold.touch()
+    pod = node.pod()
+    with running_agent(node, within=("prlimit", "--nofile=128:4096")) as agent:
+        waiting = adds_of(stuck, node, pod, 40, networks=1)
+        assert eventually(lambda: len(os.listdir(f"/proc/{agent.pid}/fd")) > 40 * 5 or ended(waiting))
+        stuck.hold.unlink()
+        assert [each.outcome().code for each in waiting] == [0] * 40
+
+
+def ended(launchers: list[Started]) -> bool:
+    return any(each.process.poll() is not None for each in launchers)
