@@ -19,7 +19,7 @@ from scapy.layers.l2 import Ether
 from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record, boot_id
 from cnvnet.guest import settings_json
 from cnvnet.guest.settings import V4, Settings
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.lab import RunningAgent, children, eventually, running_agent
 from tests.functional.masquerade.lab import open_tap
 from tests.harness import Node, Sandbox, a_node
 
@@ -146,6 +146,7 @@ def test_all_renew_within_a_minute(crowd: Node500) -> None:
             for guest in crowd.guests:
                 guest.renew()
             assert answered(crowd.guests, 60) == set(range(GUESTS))
+        assert (children(agent.pid), children(agent.loop_pid)) == ([agent.loop_pid], [])
         used = {pid: memory(pid) for pid in processes(agent)}
         assert sum(used.values()) < 150e6
         # Quiet now, for as long as it takes to see a hundredth.

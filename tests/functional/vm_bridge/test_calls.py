@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.functional.agent.lab import ask
 from tests.functional.bridge.test_cnitool import Cnitool
 from tests.functional.masquerade.lab import PATIENCE
 from tests.functional.masquerade.test_calls import lower
@@ -300,6 +301,7 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
         ("ip link set eth0-nic nomaster", "eth0-nic is not attached to k6t-eth0"),
         ("bridge link set dev eth0-nic learning on", "eth0-nic learns"),
         ("ip link set eth0-nic down", "eth0-nic is down"),
+        ("ip link set eth0-nic address 0a:00:00:00:00:07", "the MAC of eth0-nic is 0a:00:00:00:00:07, not"),
         ("ip addr add 10.1.0.5/24 dev eth0-nic", "that nobody asked for"),
         ("ip addr del 10.1.0.5/24 dev eth0", "address 10.1.0.5/24 is missing on eth0"),
         ("ip link set eth0 up", "eth0 is up"),
@@ -404,5 +406,10 @@ def test_required_guest_services_are_checked(lab: Lab) -> None:
     lab.node.agent()
     lab.pod.cni("ADD", guestServices={}).ok()
     lab.pod.cni("CHECK", guestServices={}).ok()
+    (path,) = records(lab.node)
+    forget = {"v": 1, "guest": "forget", "record": path.name}
+    assert ask(lab.node.rundir / "agent.sock", forget)["ok"]
+    error = lab.pod.cni("CHECK", guestServices={}).error()
+    assert (error["code"], "not served" in error["msg"]) == (50, True)
     lab.pod.cni("DEL", guestServices={}).ok()
     assert records(lab.node) == []

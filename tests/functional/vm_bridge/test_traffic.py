@@ -24,6 +24,7 @@ from tests.functional.vm_bridge.lab import (
     Lab,
     frames,
 )
+from tests.unit.guest import witness
 
 V4 = Side(socket.AF_INET, "10.1.0.1", "10.1.0.5", "10.1.0.5", "10.1.0.1", "ip")
 V6 = Side(socket.AF_INET6, "fd99::1", "fd99::5", "fd99::5", "fd99::1", "ip6")
@@ -221,6 +222,45 @@ def test_guest_services_and_the_lan_do_not_hear_each_other(
     lab.pod.cni("ADD", **keys).ok()
     lab.plug()
     assert passed(lab, tags) == expected
+
+
+def is_guest_service(frame: bytes) -> bool:
+    """Whether it is of DHCP, DHCPv6, of router discovery, or about who the DHCP server is."""
+    packet = Ether(frame)
+    if UDP in packet:
+        return bool({packet[UDP].sport, packet[UDP].dport} & {67, 68, 546, 547})
+    if ARP in packet:
+        return "169.254.75.10" in (packet[ARP].psrc, packet[ARP].pdst)
+    return ICMPv6ND_RS in packet or ICMPv6ND_RA in packet
+
+
+def answered(frame: bytes) -> str:
+    """Which question of the guest's this is the answer to, "" for any other frame."""
+    packet = Ether(frame)
+    if UDP in packet:
+        return {67: "DHCP", 547: "DHCPv6"}.get(packet[UDP].sport, "")
+    if ARP in packet:
+        return "ARP" if packet[ARP].op == 2 else ""
+    return "RS" if ICMPv6ND_RA in packet else ""
+
+
+def test_what_the_agent_answers_the_lan_does_not_hear(lab: Lab) -> None:
+    lab.network()
+    lab.node.agent()
+    lan = lab.packets(lab.node, PORT)
+    lab.pod.cni("ADD", guestServices={}).ok()
+    lab.plug()
+    guest = lab.packets(lab.guest, "eth0")
+    sent = from_guest([])
+    solicit = witness.dhcp6.DHCP6_Solicit(), witness.dhcp6.DHCP6OptClientId(duid=b"\0\4" + bytes(16))
+    sent["DHCP"] = witness.discover4(mac=POD_MAC)
+    sent["DHCPv6"] = witness.client6(*solicit, witness.dhcp6.DHCP6OptIA_NA(iaid=1), mac=POD_MAC)
+    guest.settimeout(PATIENCE)
+    for name in ("DHCP", "ARP", "DHCPv6", "RS"):
+        guest.send(sent[name])
+        while answered(guest.recv(70000)) != name:
+            pass
+    assert [Ether(f).summary() for f in frames_until(lan, guest) if is_guest_service(f)] == []
 
 
 def test_a_family_that_nobody_here_serves_is_the_lans(lab: Lab) -> None:
