@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import OURS
+from tests.harness import OURS, launchers
 
 pytestmark = pytest.mark.alone
 
@@ -47,17 +47,23 @@ def assert_all_work(folder: Path) -> None:
             assert (code, error) == (1, {"code": 7, "msg": "missing network name"})
 
 
-def test_installed_upgraded_and_without_a_compiler(tmp_path: Path) -> None:
+def test_installed_upgraded_prebuilt_and_without_a_compiler(tmp_path: Path) -> None:
     said = install(tmp_path)
     assert_all_work(tmp_path)
-    launchers = sorted((tmp_path / "cni/bin").iterdir())
-    assert {path.name for path in launchers} >= set(OURS)
-    assert all(path.read_bytes().startswith(b"\x7fELF") for path in launchers), said
-    said = install(tmp_path, MAKEFLAGS="CC=/nowhere/cc")
+    installed = sorted((tmp_path / "cni/bin").iterdir())
+    assert {path.name for path in installed} >= set(OURS)
+    assert all(path.read_bytes().startswith(b"\x7fELF") for path in installed), said
+    said = install(tmp_path, MAKEFLAGS="CC=/nowhere/cc", LAUNCHER=str(launchers() / "cnv-bridge"))
     assert "the launcher cannot be built" in said
     assert_all_work(tmp_path)
-    assert sorted((tmp_path / "cni/bin").iterdir()) == launchers
-    assert all(path.read_bytes().startswith(b"#!") for path in launchers)
+    # Built for another prefix, it finds the executables of this one.
+    assert (tmp_path / "cni/bin/cnvnet").resolve() == tmp_path / "opt"
+    assert all(path.read_bytes().startswith(b"\x7fELF") for path in installed), said
+    said = install(tmp_path, MAKEFLAGS="CC=/nowhere/cc", LAUNCHER="/nowhere")
+    assert "the launcher cannot be built" in said
+    assert_all_work(tmp_path)
+    assert sorted((tmp_path / "cni/bin").iterdir()) == installed
+    assert all(path.read_bytes().startswith(b"#!") for path in installed)
 
 
 def test_what_cannot_be_installed_into_is_refused(tmp_path: Path) -> None:
