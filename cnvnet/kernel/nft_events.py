@@ -7,7 +7,6 @@ of the tables' names in it costs one search of its bytes, and is never taken apa
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Collection, Iterator
 from typing import Final
@@ -76,10 +75,21 @@ class Changes:
 
     def _is_trusted(self, end: bytes) -> bool:
         author = attributes(end, wire.BODY)
-        thread = int.from_bytes(author.get(_THREAD, b""))
-        return text(author.get(_PROGRAM, b"")) in self._trusted or os.path.exists(
-            f"/proc/self/task/{thread}"
-        )
+        program = text(author.get(_PROGRAM, b""))
+        return program in self._trusted or program == _name_of_ours(int.from_bytes(author.get(_THREAD, b"")))
+
+
+def _name_of_ours(thread: int) -> str | None:
+    """What a thread of this process is called, None if there is none of that number.
+
+    The number alone says little: a container's threads have others than those that the kernel tells, and one
+    of these may be a stranger's.
+    """
+    try:
+        with open(f"/proc/self/task/{thread}/comm") as file:
+            return file.read().removesuffix("\n")
+    except OSError:
+        return None
 
 
 def _kind(message: bytes) -> int:

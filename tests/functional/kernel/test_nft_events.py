@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,16 @@ def test_what_a_trusted_program_changes_is_its_own(ours: Ours) -> None:
     for name, chain, heard in (("trusted", "more", False), ("stranger", "guard_v1", True)):
         ours.host.run(sys.executable, "-c", script, name, chain)
         assert ours.changes.take() == heard
+
+
+def test_a_strangers_number_may_be_that_of_a_thread_of_ours(ours: Ours) -> None:
+    """In a container threads have other numbers than those the kernel tells."""
+    name = Path("/proc/thread-self/comm")
+    own = name.read_text()
+    name.write_text("stranger")
+    ours.nft.change(delete=[mac("veth1")])
+    name.write_text(own)
+    assert ours.changes.take()
 
 
 def test_an_end_of_ones_own_does_not_hide_a_strangers(ours: Ours) -> None:
