@@ -167,6 +167,10 @@ class Node(Sandbox):
         """A new sandbox that ends with the test."""
         return Sandbox(self._undo.enter_context(namespace()))
 
+    def other(self, *, netns: str = "", folder: Path | None = None) -> Node:
+        """A host with the same folders in another namespace, or vice versa; it ends with this one."""
+        return Node(netns or self.netns, folder or self.folder, self._undo)
+
     def agent(self) -> None:
         """Sees to it that the node has an agent, for its guests if not for its calls."""
         if not self._has_agent:

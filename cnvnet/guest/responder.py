@@ -132,7 +132,7 @@ class Responder:
             tap = tap_socket.adopt(request.fd)
             guest = Guest(request.name, tap, request.settings)
             self._epoll.register(tap, select.EPOLLIN)
-        except Exception as e:  # noqa: BLE001 - a record of another version may hold anything
+        except Exception as e:  # noqa: BLE001 -- a record of another version may hold anything
             if tap is not None:
                 tap.close()
             return {"refused": request.name, "reason": _reason(e)[:_LONGEST_REASON]}

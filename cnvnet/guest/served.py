@@ -74,7 +74,7 @@ class Guest:
     def _answer(self, frame: bytes, count: Count) -> None:
         try:
             answer = services.answer(self._services, frame)
-        except Exception as e:  # noqa: BLE001 - whatever a codec does wrong concerns this one frame
+        except Exception as e:  # noqa: BLE001 -- whatever a codec does wrong concerns this one frame
             count(_PROTOCOLS.get(frame[12:14], "none"), "failed", f"{type(e).__name__}: {e}")
             return
         count(answer.service, answer.event, "")

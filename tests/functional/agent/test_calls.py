@@ -97,8 +97,7 @@ def _without_paths(outcome: object) -> str:
 
 @pytest.mark.parametrize("kind", ["c", "python"])
 def test_a_caller_of_another_namespace_runs_its_call_itself(node: Node, tmp_path: Path, kind: str) -> None:
-    other = node.pod()
-    elsewhere = Node(other.netns, node.folder, node._undo)  # pyright: ignore[reportPrivateUsage]
+    elsewhere = node.other(netns=node.pod().netns)
     pod = node.pod()
     with running_agent(node) as agent:
         cni(elsewhere, "ADD", pod, kind).ok()

@@ -179,7 +179,7 @@ def test_a_port_that_is_taken_does_not_keep_it_from_serving(node: Node) -> None:
 
 
 def running_agent_elsewhere(node: Node) -> Any:
-    other = Node(node.netns, node.folder / "other", node._undo)  # pyright: ignore[reportPrivateUsage]
+    other = node.other(folder=node.folder / "other")
     other.folder.mkdir()
     return running_agent(other)
 

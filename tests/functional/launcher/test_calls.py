@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_the_skeleton_answers_through_the_agent_as_it_does_alone(launcher: Launc
     ]
     with agent(launcher.socket, run):
         for env, raw in calls:
-            expected = Called(*skel.run("cnv-bridge", load, env, lambda raw=raw: raw))  # type: ignore[misc]
+            expected = Called(*skel.run("cnv-bridge", load, env, partial(bytes, raw)))
             assert launcher.call(env={**dict.fromkeys(with_(), "\0"), **env}, stdin=raw) == expected, (
                 env,
                 raw,

@@ -6,6 +6,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -156,7 +157,7 @@ class DeadTap:
 
 
 def test_a_tap_that_turns_out_to_be_down_is_the_callers_to_look_after(wire: Wire) -> None:
-    wire.guest.tap = DeadTap()  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    wire.guest.tap = cast("socket.socket", DeadTap())
     with pytest.raises(OSError, match="down"):
         wire.guest.announce(wire.count)
     assert wire.counted == {("ra", "announcement"): 1, ("ra", "unsent"): 1}
