@@ -19,20 +19,10 @@ from cnvnet.kernel.netns import LostNamespace
 from cnvnet.kernel.nft_fake import FakeNft
 from cnvnet.kernel.routes import AddRoute, Route
 from cnvnet.plugins.binding import Binding
+from tests.unit.plugins.mortal import MortalKernel
 
 POD = "/run/netns/pod"
 ADDRESSES = ("10.244.0.5/24", "fd99::5/64")
-
-
-class MortalKernel(FakeKernel):
-    """A kernel whose caller is killed instead of doing its `deadly`th change: nobody cleans up after it."""
-
-    deadly = 0
-
-    def step(self) -> None:
-        super().step()
-        if self.steps == self.deadly:
-            raise LostNamespace("killed")
 
 
 def request_in(network: str, config: Mapping[str, Any], **changes: Any) -> Request:

@@ -14,7 +14,8 @@ from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import RETIRED_GROUP
 from cnvnet.kernel.netns import LostNamespace
 from cnvnet.kernel.retired import sweep
-from tests.unit.plugins.cnv_bridge.world import FULL, POD, MortalKernel, World, links_of, outer
+from tests.unit.plugins.cnv_bridge.world import FULL, POD, World, links_of, outer
+from tests.unit.plugins.mortal import MortalKernel
 
 
 class SlowReaper:

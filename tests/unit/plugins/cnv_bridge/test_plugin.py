@@ -15,7 +15,8 @@ from cnvnet.cni.result import IP, Result, render
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.netns import LostNamespace
 from cnvnet.kernel.vlans import VlanRange
-from tests.unit.plugins.cnv_bridge.world import FULL, POD, MortalKernel, World, links_of, outer
+from tests.unit.plugins.cnv_bridge.world import FULL, POD, World, links_of, outer
+from tests.unit.plugins.mortal import MortalKernel
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from cnvnet.cni.request import Request
 from cnvnet.cni.result import IP, Interface, Result, Route, render
 from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.fake_namespace import FakeNamespace
-from cnvnet.kernel.netns import LostNamespace
 from cnvnet.kernel.nft_fake import FakeNft
 from cnvnet.plugins.cnv_bridge.ipam import Ipam, Lease
 from cnvnet.plugins.cnv_bridge.leftovers import Tools
@@ -36,17 +35,6 @@ FULL: dict[str, Any] = {
     "mtu": 1400,
     "ipam": {"type": "fake"},
 }
-
-
-class MortalKernel(FakeKernel):
-    """A kernel whose caller is killed instead of doing its `deadly`th change: nobody cleans up after it."""
-
-    deadly = 0
-
-    def step(self) -> None:
-        super().step()
-        if self.steps == self.deadly:
-            raise LostNamespace("killed")
 
 
 class FakeIpam:

@@ -22,15 +22,9 @@ from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.masquerade import ruleset
 from cnvnet.plugins.masquerade.plugin import Masquerade
-from tests.unit.plugins.binding_world import (
-    ADDRESSES,
-    POD,
-    MortalKernel,
-    kill_adds,
-    kill_deletes,
-    refuse_adds,
-)
+from tests.unit.plugins.binding_world import ADDRESSES, POD, kill_adds, kill_deletes, refuse_adds
 from tests.unit.plugins.masquerade.world import FULL, World
+from tests.unit.plugins.mortal import MortalKernel
 
 CHAINED = Result(
     (Interface("br0"), Interface("eth0", sandbox=POD)), (IP(ip_interface(ADDRESSES[0]), None, 1),)

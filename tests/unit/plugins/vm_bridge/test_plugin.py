@@ -10,7 +10,8 @@ import pytest
 
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.kernel.fake import FakeKernel
-from tests.unit.plugins.binding_world import MortalKernel, kill_adds, kill_deletes, refuse_adds
+from tests.unit.plugins.binding_world import kill_adds, kill_deletes, refuse_adds
+from tests.unit.plugins.mortal import MortalKernel
 from tests.unit.plugins.vm_bridge.world import World
 
 DUMMIES = pytest.mark.parametrize("dummies", [True, False], ids=["dummy", "no dummy"])
