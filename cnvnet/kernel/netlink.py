@@ -193,7 +193,10 @@ class Socket:
         """
         import select  # 0.3 ms that only waiting calls pay
 
-        if not select.select([self._socket], [], [], max(0.0, seconds))[0]:
+        # Not select(2), which knows descriptors below 1,024 only: an agent may have more.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(max(0.0, seconds) * 1000):
             return False
         while True:
             try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -65,3 +68,19 @@ def test_a_batch_reports_each_refusal_and_does_the_rest() -> None:
             names = {link.name for link in NetlinkStack(socket, target).links()}
     assert [error.errno if error else 0 for error in outcome] == [*[0] * 40, errno.EEXIST, errno.EEXIST]
     assert {veth.name for veth in wanted} <= names
+
+
+def test_a_process_with_many_descriptors_waits_as_any_other() -> None:
+    """select(2) knows the first 1,024; an agent has more when some hundred calls wait."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with namespace() as path, netns.opened(path) as target, ExitStack() as undo:
+        undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+        while (taken := os.open("/dev/null", os.O_RDONLY)) <= 1024:
+            undo.callback(os.close, taken)
+        undo.callback(os.close, taken)
+        with LinuxKernel().stack(target) as stack, stack.changes() as changes:
+            assert not changes.heard(0)
+            stack.apply(CreateVeth("near", VethPeer("far"), up=False))
+            assert changes.heard(10)
+            assert not changes.heard(0)
