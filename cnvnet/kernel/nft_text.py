@@ -7,12 +7,16 @@ what is loaded once, never for one call's elements.
 from __future__ import annotations
 
 import errno
+import os
 from _thread import allocate_lock
 from typing import Any, Final, Protocol, cast
 
 _LIBRARY: Final = "libnftables.so.1"
 # A runtime may start a plugin without any PATH.
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# libnftables waits with select(2), and a descriptor from 1,024 on ends the process. Below that there is room
+# for those that other threads open meanwhile.
+_HIGHEST: Final = 900
 # Nobody says that libnftables may be used by two threads at once.
 _one_at_a_time = allocate_lock()
 
@@ -35,10 +39,17 @@ def run(script: str) -> str:
     Raises OSError: ENOENT when neither libnftables nor nft is here, EINVAL with nft's own words otherwise.
     """
     library = _library()
-    if library is None:
+    if library is None or _lowest_descriptor() > _HIGHEST:
         return _run_program(script)
     with _one_at_a_time:
         return _run_library(library, script)
+
+
+def _lowest_descriptor() -> int:
+    """The number of the next one that is opened."""
+    descriptor = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(descriptor)
+    return descriptor
 
 
 def _run_library(library: _Library, script: str) -> str:

@@ -379,6 +379,14 @@ def test_a_table_is_loaded_by_the_library_or_the_program(way: str) -> None:
     assert done.stdout == "3\n", done.stderr
 
 
+def test_a_process_with_many_descriptors_loads_a_table() -> None:
+    """libnftables would end it."""
+    script = "import os, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
+    script += "while os.open('/dev/null', os.O_RDONLY) < 1100: pass\n" + RUN_ALONE
+    done = _run_alone([sys.executable, "-c", script, "library"])
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
 def test_without_library_and_program_the_error_names_the_remedy() -> None:
     script = "from cnvnet.kernel import nft_text; nft_text._PATH = '/nowhere'\n" + RUN_ALONE
     done = _run_alone([sys.executable, "-c", script, "program"], PATH="/nowhere")
