@@ -84,6 +84,7 @@ class Agent:
         self._dns.start()
         self._watch.start()
         self._endpoint = self._open_endpoint()
+        self._server.start()
         log.info(
             "agent ready",
             version=VERSION,
@@ -93,7 +94,6 @@ class Agent:
             waiting=self._guests.waiting(),
             metrics=self._endpoint.address if self._endpoint else "",
         )
-        self._server.start()
         self._wait()
         # Who comes now shall find nobody, and start another one if he needs one.
         self._door.hide()
