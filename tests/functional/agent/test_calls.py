@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from tests.functional.agent.calls import CONFIG, Ipam, Wire, cni, launcher, start, without_python
 from tests.functional.agent.lab import RunningAgent, eventually, running_agent
 from tests.functional.masquerade.lab import Lab
-from tests.harness import Node, Sandbox, installed
+from tests.harness import Node, Sandbox, installed, peer
 
 pytestmark = pytest.mark.alone
 
@@ -34,6 +35,33 @@ def nothing_is_left(node: Node, pod: Sandbox) -> bool:
     records = [path for path in (node.rundir / "attachments").glob("*.json") if path.stat().st_size]
     ports = [name for name in node.links() if name.startswith(("veth", "cnvx"))]
     return not records and not ports and set(pod.links()) == {"lo"}
+
+
+def test_calls_start_no_program_and_load_no_module(node: Node, tmp_path: Path) -> None:
+    pod, log = node.pod(), tmp_path / "trace"
+    strace = [peer("strace"), "-qq", "-f", "-o", str(log), "--trace=execve,openat"]
+
+    def come_and_go() -> None:
+        for command in ("ADD", "DEL"):
+            cni(node, command, pod, config=L3).ok()
+
+    with running_agent(node) as agent:
+        come_and_go()  # the first ones make the bridge and the rules
+        with subprocess.Popen([*strace, "-p", str(agent.pid)]) as tracer:
+            try:
+                assert eventually(lambda: all_are_traced(agent.pid))
+                come_and_go()
+            finally:
+                tracer.terminate()
+    lines = log.read_text().splitlines()
+    assert any("attachments/" in line for line in lines)
+    assert not [line for line in lines if "execve" in line or ".py" in line]
+
+
+def all_are_traced(pid: int) -> bool:
+    return all(
+        "TracerPid:\t0\n" not in task.read_text() for task in Path("/proc").glob(f"{pid}/task/*/status")
+    )
 
 
 @pytest.mark.parametrize("kind", ["c", "python"])
