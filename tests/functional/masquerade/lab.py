@@ -163,13 +163,13 @@ class Lab:
     def listener(self, sandbox: Sandbox, side: Side, port: int, host: str | None = None) -> socket.socket:
         listening = self.unbound(sandbox, side)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host or ("0.0.0.0" if side is V4 else "::"), port))
+        listening.bind((host or ("0.0.0.0" if side.family == socket.AF_INET else "::"), port))
         listening.listen()
         return listening
 
     def datagrams(self, sandbox: Sandbox, side: Side, port: int, host: str | None = None) -> socket.socket:
         bound = self.unbound(sandbox, side, socket.SOCK_DGRAM)
-        bound.bind((host or ("0.0.0.0" if side is V4 else "::"), port))
+        bound.bind((host or ("0.0.0.0" if side.family == socket.AF_INET else "::"), port))
         return bound
 
     def packets(self, sandbox: Sandbox, ifname: str = "eth0") -> socket.socket:
@@ -198,10 +198,10 @@ class Lab:
             os.close(self._taps.pop())
 
     def _address_guest(self, side: Side) -> None:
-        version, length = ("-4", 24) if side is V4 else ("-6", 120)
+        version, length = ("-4", 24) if side.family == socket.AF_INET else ("-6", 120)
         self.guest.run("ip", "addr", "add", f"{side.guest}/{length}", "dev", "eth0", *_nodad(side))
         # As a router advertisement has it: the bridge's link-local address follows from its MAC.
-        gateway = side.gateway if side is V4 else "fe80::ff:fe00:0"
+        gateway = side.gateway if side.family == socket.AF_INET else "fe80::ff:fe00:0"
         self.guest.run("ip", version, "route", "add", "default", "via", gateway, "dev", "eth0")
 
 
@@ -263,7 +263,7 @@ def who_hears(caller: Sandbox, side: Side, host: str, port: int, **bound: socket
 
 def echoes(sandbox: Sandbox, side: Side) -> int:
     """How many echo requests a namespace's kernel has had."""
-    if side is V4:
+    if side.family == socket.AF_INET:
         lines = [
             line for line in sandbox.run("cat", "/proc/net/snmp").stdout.splitlines() if "Icmp:" in line
         ]
@@ -280,7 +280,7 @@ def frames(ear: socket.socket, last: bytes) -> Iterator[bytes]:
 
 
 def _length(side: Side) -> int:
-    return 24 if side is V4 else 64
+    return 24 if side.family == socket.AF_INET else 64
 
 
 def _nodad(side: Side) -> tuple[str, ...]:

@@ -95,6 +95,37 @@ def test_with_a_list_the_others_lead_to_the_pod(lab: Lab, side: Side) -> None:
 
 
 @BOTH
+def test_a_guest_of_one_family_is_reached_and_reaches_others(lab: Lab, side: Side) -> None:
+    pod = lab.pod(sides=(side,))
+    pod.cni("ADD", **LISTED).ok()
+    lab.plug(pod)
+    assert who_answers(lab.node, side, side.pod, 80, **both_listen(lab, pod, side, 80)).by == "guest"
+    assert who_answers(lab.node, side, side.pod, 81, **both_listen(lab, pod, side, 81)).by == "pod"
+    outside = lab.listener(lab.node, side, 82)
+    assert who_answers(lab.guest, side, side.outside, 82, outside=outside) == Answer("outside", side.pod)
+
+
+def test_a_guest_network_of_ones_own_with_host_bits(lab: Lab) -> None:
+    """Gateway and guest are the network's first two, whatever address it was told by."""
+    pod = lab.pod()
+    pod.cni("ADD", vmNetworkCIDR="192.168.66.77/26", vmIPv6NetworkCIDR="fd55::1234/112").ok()
+    lab.plug(pod)
+    own4 = V4._replace(guest="192.168.66.66", gateway="192.168.66.65")
+    own6 = V6._replace(guest="fd55::2", gateway="fd55::1")
+    lab.guest.run("ip", "-4", "addr", "flush", "dev", "eth0")
+    lab.guest.run("ip", "addr", "add", f"{own4.guest}/26", "dev", "eth0")
+    lab.guest.run("ip", "-4", "route", "add", "default", "via", own4.gateway)
+    lab.guest.run("ip", "-6", "addr", "del", f"{V6.guest}/120", "dev", "eth0")
+    lab.guest.run("ip", "addr", "add", f"{own6.guest}/112", "dev", "eth0", "nodad")
+    for side in (own4, own6):
+        assert who_answers(lab.node, side, side.pod, 80, **both_listen(lab, pod, side, 80)).by == "guest"
+        outside = lab.listener(lab.node, side, 82)
+        assert who_answers(lab.guest, side, side.outside, 82, outside=outside) == Answer("outside", side.pod)
+        hairpin = who_answers(lab.guest, side, side.pod, 83, **both_listen(lab, pod, side, 83))
+        assert hairpin == Answer("guest", side.gateway)
+
+
+@BOTH
 def test_the_guest_goes_out_as_its_pod(lab: Lab, side: Side) -> None:
     attached(lab)
     listeners = {"outside": lab.listener(lab.node, side, 80)}
@@ -303,7 +334,7 @@ def test_a_hairpin_brings_no_redirects(lab: Lab, side: Side) -> None:
 # sizes
 
 
-@pytest.mark.parametrize("mtu", [1400, 9000])
+@pytest.mark.parametrize("mtu", [1400, 9000, 16000])
 def test_packets_as_long_as_the_pods_interface_takes_pass_whole(tmp_path: Path, mtu: int) -> None:
     with a_lab(tmp_path, mtu) as lab:
         pod = attached(lab)

@@ -401,6 +401,16 @@ def test_a_network_without_addresses_is_a_wire(lab: Lab) -> None:
     lab.pod.cni("CHECK").ok()
 
 
+@pytest.mark.alone
+def test_required_guest_services_without_an_agent(lab: Lab) -> None:
+    lab.network()
+    before = snapshot(lab.pod)
+    for command in ("ADD", "STATUS"):
+        assert lab.pod.cni(command, guestServices={"autostart": False}).error()["code"] == 50
+        assert difference(lab.pod, before) == ""
+    lab.pod.cni("STATUS").ok()
+
+
 def test_required_guest_services_are_checked(lab: Lab) -> None:
     lab.network()
     lab.node.agent()
