@@ -3,6 +3,7 @@
  *
  * The protocol is in docs/agent-protocol.md. Without an agent the call is left to the plugin's own executable,
  * before anything of it has been sent; once a request is on its way the call is never run a second time.
+ * VERSION needs neither: its answer is a constant.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -43,6 +44,11 @@
 #define STDIN_LIMIT ((size_t)16 * 1024 * 1024)  /* cnvnet.cni.document.LIMIT */
 #define ANSWER_LIMIT ((size_t)16 * 1024 * 1024) /* cnvnet.cni.forwarding.ANSWER_LIMIT */
 #define NSFS 0x6e736673                         /* NSFS_MAGIC of linux/magic.h */
+
+/* The answer to VERSION, as cnvnet.cni.skel gives it. */
+#define CNI_VERSIONS \
+	"{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[" \
+	"\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n"
 
 /* For the file that is run in the agent's place: the number of this process, which that one keeps. */
 #define LAUNCHED "CNVNET_LAUNCHER_PID"
@@ -945,6 +951,10 @@ int main(int argc, char **argv)
 	call.name = plugin_called(argc > 0 ? argv[0] : NULL);
 	call.command = variable("CNI_COMMAND");
 	refuse_to_be_the_executable(&call, argv[0]);
+	if (strcmp(call.command, "VERSION") == 0) {
+		say(&answer.out, CNI_VERSIONS);
+		_exit(deliver("", &call, &answer));
+	}
 	if (!agent_path(&path))
 		run_alone(&call, argv);
 	/* Before connecting: a caller that is slow to write must not hold up one of the agent's workers. */

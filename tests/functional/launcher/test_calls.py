@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,10 @@ UNNAMED = {"cniVersion": "1.0.0", "name": ""}  # refused by every plugin before 
 def where(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+def never_loaded(env: object) -> skel.Plugin:
+    raise AssertionError("the call was not refused")
 
 
 def test_the_agent_gets_the_whole_call(launcher: Launcher, answering: Agent, node: Node) -> None:
@@ -123,44 +128,37 @@ def test_an_answer_may_be_laid_out_in_any_way(launcher: Launcher) -> None:
 
 
 def test_the_skeleton_answers_through_the_agent_as_it_does_alone(launcher: Launcher) -> None:
-    def load(env: object) -> skel.Plugin:
-        raise AssertionError("the call was not refused")
-
     def run(received: Received, connection: socket.socket) -> bytes:
         call = received.call
-        return framed(encode_response(skel.run(call.argv0, load, call.env, lambda: call.stdin)))
+        return framed(encode_response(skel.run(call.argv0, never_loaded, call.env, lambda: call.stdin)))
 
     calls = [
-        *((env, b"{}") for env in [{}, {"CNI_COMMAND": "VERSION"}, *ENVIRONMENTS[::8]]),
+        *((env, b"{}") for env in [{}, *ENVIRONMENTS[::8]]),
         *((with_(CNI_COMMAND=command), raw) for command, raw in REFUSED[::12]),
         *((with_(), raw) for raw in UNREADABLE[::6]),
     ]
     with agent(launcher.socket, run):
         for env, raw in calls:
-            expected = Called(*skel.run("cnv-bridge", load, env, partial(bytes, raw)))
+            expected = Called(*skel.run("cnv-bridge", never_loaded, env, partial(bytes, raw)))
             assert launcher.call(env={**dict.fromkeys(with_(), "\0"), **env}, stdin=raw) == expected, (
                 env,
                 raw,
             )
 
 
-@pytest.mark.parametrize(
-    "env", [{"CNI_COMMAND": "VERSION"}, {"CNI_COMMAND": "\0"}], ids=["version", "about"]
-)
-def test_nobody_waits_for_a_stdin_that_is_not_needed(c_launcher: Launcher, env: dict[str, str]) -> None:
+def silent(path: str, env: Mapping[str, str]) -> Called:
+    """A call whose stdin nobody ever writes to nor closes."""
+    reading, writing = os.pipe()
+    done = subprocess.run([path], env=env, stdin=reading, capture_output=True, check=False, timeout=60)
+    os.close(reading)
+    os.close(writing)
+    return Called(done.returncode, done.stdout, done.stderr)
+
+
+def test_nobody_waits_for_a_stdin_that_is_not_needed(c_launcher: Launcher) -> None:
     with agent(c_launcher.socket, responding(GOOD)) as answering:
-        reading, writing = os.pipe()
-        done = subprocess.run(
-            [c_launcher.path()],
-            env=c_launcher.environment(**env),
-            stdin=reading,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        os.close(reading)
-        os.close(writing)
-        assert done.returncode == 0
+        called = silent(c_launcher.path(), c_launcher.environment(CNI_COMMAND="\0"))
+        assert called == (0, GOOD.stdout, GOOD.stderr)
         assert answering.received[0].call.stdin == b""
 
 
@@ -177,9 +175,10 @@ def test_bridge_is_another_name_of_cnv_bridge(c_launcher: Launcher) -> None:
         assert answering.received[0].call.argv0 == "cnv-bridge"
 
 
-def test_under_any_other_name_it_says_how_it_wants_to_be_called(c_launcher: Launcher) -> None:
+@pytest.mark.parametrize("command", ["ADD", "VERSION"])
+def test_under_any_other_name_it_says_how_it_wants_to_be_called(c_launcher: Launcher, command: str) -> None:
     (c_launcher.folder / "cnv-launch").symlink_to("cnv-bridge")
-    error = c_launcher.call("cnv-launch").error()
+    error = c_launcher.call("cnv-launch", env={"CNI_COMMAND": command}).error()
     assert error["code"] == 50
     assert error["msg"].startswith("called as cnv-launch: this file must be called cnv-bridge, masquerade")
 
@@ -381,6 +380,66 @@ def test_it_is_small(static: Launcher) -> None:
     assert os.stat(static.path()).st_size < 1024 * 1024
     linked = subprocess.run(["ldd", static.path()], capture_output=True, text=True, check=False)
     assert "not a dynamic executable" in linked.stderr + linked.stdout
+
+
+# ---- VERSION ----
+
+VERSION = Called(*skel.run("cnv-bridge", never_loaded, {"CNI_COMMAND": "VERSION"}, bytes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_version_is_known_with_neither_agent_nor_executables(launcher: Launcher, name: str) -> None:
+    assert silent(launcher.path(name), launcher.environment(CNI_COMMAND="VERSION")) == VERSION
+    # As little as a caller can say.
+    assert silent(launcher.path(name), {"CNI_COMMAND": "VERSION"}) == VERSION
+
+
+def test_for_the_version_nobody_is_asked(launcher: Launcher, answering: Agent) -> None:
+    witness = launcher.put_witness_beside()
+    for named in ("\0", "off", "auto", str(launcher.socket)):
+        assert launcher.call(env={"CNI_COMMAND": "VERSION", "CNVNET_AGENT": named}) == VERSION
+    assert answering.received == []
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("command", ["VERSION ", "VERSIONS", "VERSIO", "version"])
+def test_what_only_looks_like_version_is_a_call(launcher: Launcher, answering: Agent, command: str) -> None:
+    assert launcher.call(env={"CNI_COMMAND": command}) == (0, GOOD.stdout, GOOD.stderr)
+    assert len(answering.received) == 1
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_the_version_with_a_standard_descriptor_closed(launcher: Launcher, descriptor: int) -> None:
+    command = ["sh", "-c", f'exec "$0" {descriptor}>&-', launcher.path()]
+    env = launcher.environment(CNI_COMMAND="VERSION")
+    done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=60)
+    stdout = b"" if descriptor == 1 else VERSION.stdout
+    assert Called(done.returncode, done.stdout, done.stderr) == (0, stdout, b"")
+
+
+def test_a_version_that_nobody_takes_is_a_failure(launcher: Launcher) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = launcher.environment(CNI_COMMAND="VERSION")
+    done = subprocess.run(
+        [launcher.path()], env=env, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_launcher_in_the_executables_place_says_so_for_the_version_too(c_launcher: Launcher) -> None:
+    script = 'CNVNET_LAUNCHER_PID=$$ exec "$0"'
+    done = subprocess.run(
+        ["sh", "-c", script, c_launcher.path()],
+        env=c_launcher.environment(CNI_COMMAND="VERSION"),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    error = Called(done.returncode, done.stdout, done.stderr).error()
+    assert error["code"] == 11
+    assert " is a launcher and not the plugin's executable: " in error["msg"]
 
 
 # ---- no agent ----
