@@ -79,7 +79,7 @@ class Ipam:
         program.write_text(
             "#!/bin/sh\n"
             f'echo "$CNI_COMMAND $CNI_CONTAINERID begin" >>{self.log}\n'
-            f'while [ "$CNI_COMMAND" = ADD ] && [ -e {self.hold} ]; do sleep 0.05; done\n'
+            f'while [ "$CNI_COMMAND" = ADD ] && [ -e {self.hold} ]; do sleep 0.3; done\n'
             f'echo "$CNI_COMMAND $CNI_CONTAINERID end" >>{self.log}\n'
             '[ "$CNI_COMMAND" = ADD ] || exit 0\n'
             """echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/16"}]}'\n"""

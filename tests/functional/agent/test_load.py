@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnvnet.agent.turns import PLACES
 from cnvnet.kernel.stack import LinuxKernel
 from tests.functional.agent.calls import CONFIG, Ipam, Started, Wire, start
 from tests.functional.agent.lab import RunningAgent, eventually, running_agent
 from tests.functional.guest.test_flood import Flood
 from tests.functional.masquerade.lab import Lab, open_tap
-from tests.harness import Node, Sandbox
+from tests.harness import Node, Sandbox, peer
 from tests.unit.guest.witness import discover4
 
 pytestmark = pytest.mark.alone
@@ -173,18 +175,69 @@ def test_a_stuck_address_manager_holds_up_its_own_network_only(node: Node, tmp_p
     stuck.hold.touch()
     pod, other = node.pod(), node.pod()
     with running_agent(node) as agent:
-        waiting = adds_of(stuck, node, pod, 30, networks=2)
-        # Six places for each of the two networks.
-        assert eventually(lambda: len(stuck.calls()) == 12)
+        waiting = adds_of(stuck, node, pod, 45, networks=5)
+        # Six places for each of the five networks.
+        assert eventually(lambda: len(stuck.calls()) == 30)
         for n in range(10):
             for command in ("ADD", "DEL"):
                 start(node, command, other, {}, CNI_CONTAINERID=f"o{n}").outcome().ok()
         assert agent.ask(status=True)["ok"]
-        assert len(stuck.calls()) == 12
+        assert len(stuck.calls()) == 30
         stuck.hold.unlink()
         codes = [each.outcome().code for each in waiting]
-        assert codes == [0] * 30
-        assert len(pod.links()) == 31
+        assert codes == [0] * 45
+        assert len(pod.links()) == 46
+
+
+def test_a_call_that_is_stuck_in_the_kernel_holds_up_no_other(node: Node, wire: Wire) -> None:
+    pod, other = node.pod(), node.pod()
+
+    def calls() -> None:
+        for command in ("ADD", "DEL"):
+            env = {"CNI_CONTAINERID": "other", "CNI_IFNAME": "if0", "CNI_PATH": "/nowhere"}
+            response = wire.call("cnv-bridge", CONFIG, other.netns, CNI_COMMAND=command, **env)
+            assert response is not None
+            assert response.exit == 0, response
+
+    with running_agent(node) as agent:
+        for _ in range(10):
+            calls()
+        worker = first_worker(agent)
+        with stuck_once(agent, worker):
+            stuck = start(node, "ADD", pod, {}, CNI_CONTAINERID="stuck")
+            assert eventually(lambda: "State:\tt" in status_of(agent, worker))
+            for _ in range(10):
+                calls()
+            assert stuck.process.poll() is None
+        stuck.outcome().ok()
+        assert "eth0" in pod.links()
+
+
+def first_worker(agent: RunningAgent) -> int:
+    """The thread that the kernel wakes for a call when none is busy: the one that has worked most."""
+
+    def seconds(task: Path) -> int:
+        return int((task / "schedstat").read_text().split()[0])
+
+    tasks = Path(f"/proc/{agent.pid}/task").iterdir()
+    return int(max((task for task in tasks if task.name != str(agent.pid)), key=seconds).name)
+
+
+@contextmanager
+def stuck_once(agent: RunningAgent, thread: int) -> Iterator[None]:
+    """This thread's next message to the kernel is not sent before the end of the block."""
+    inject = "--inject=sendto:delay_enter=600s:when=1"
+    command = [peer("strace"), "-qq", "-o", "/dev/null", "--trace=sendto", inject, "-p", str(thread)]
+    with subprocess.Popen(command) as strace:
+        try:
+            assert eventually(lambda: "TracerPid:\t0\n" not in status_of(agent, thread))
+            yield
+        finally:
+            strace.terminate()
+
+
+def status_of(agent: RunningAgent, thread: int) -> str:
+    return Path(f"/proc/{agent.pid}/task/{thread}/status").read_text()
 
 
 def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node, tmp_path: Path) -> None:
@@ -192,13 +245,14 @@ def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node,
     stuck.hold.touch()
     pod = node.pod()
     with running_agent(node) as agent:
-        waiting = adds_of(stuck, node, pod, 40, networks=4)
-        assert eventually(lambda: len(stuck.calls()) == 16)
+        waiting = adds_of(stuck, node, pod, 80, networks=12)
+        assert eventually(lambda: len(stuck.calls()) == PLACES)
         assert agent.ask(status=True)["ok"]
         assert agent.ask(guest="forget", record="masquerade-0.json")["ok"]
-        start(node, "VERSION", pod, {}).outcome().ok()
+        assert "protocol versions supported" in start(node, "", pod, {}).outcome().stderr
+        assert len(stuck.calls()) == PLACES
         stuck.hold.unlink()
-        assert [each.outcome().code for each in waiting] == [0] * 40
+        assert [each.outcome().code for each in waiting] == [0] * 80
 
 
 def test_what_waits_may_need_more_descriptors_than_a_process_begins_with(node: Node, tmp_path: Path) -> None:

@@ -80,21 +80,24 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_is_forgotten_and_all_that_may_run_does(seed: int) -> None:
     chance = random.Random(seed)
     made: Turns[int] = Turns()
-    subjects = [of(str(chance.randrange(30)), f"net{chance.randrange(5)}") for _ in range(500)]
+    subjects = [of(str(chance.randrange(30)), f"net{chance.randrange(30)}") for _ in range(1000)]
     running: dict[int, Subject] = {}
+    most = 0
     order: dict[Subject, list[int]] = {}
     for number, subject in enumerate(subjects):
         if made.begin(subject, number):
             running[number] = subject
             order.setdefault(subject, []).append(number)
+        most = max(most, len(running))
         while running and chance.random() < 0.45:
             end_one(made, running, order, chance)
         hold(running)
     while running:
         end_one(made, running, order, chance)
         hold(running)
+    assert most == PLACES
     assert (made.running(), made.waiting()) == (0, 0)
-    assert sorted(number for numbers in order.values() for number in numbers) == list(range(500))
+    assert sorted(number for numbers in order.values() for number in numbers) == list(range(1000))
     assert all(numbers == sorted(numbers) for numbers in order.values())
 
 
