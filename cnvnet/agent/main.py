@@ -58,7 +58,7 @@ class Agent:
         self._watch = Watch(options.rundir, self._guests, self._loop, self._dns, self._foreman)
         self._metrics = Metrics(self._guests, self._loop)
         find = requests.of_guests(self._guests, self._loop)
-        self._kernel = ResidentKernel()
+        self._kernel = ResidentKernel(log.error)
         self._calls = Calls(
             options.rundir,
             plugins.load_all(self._kernel),
@@ -121,7 +121,7 @@ class Agent:
             found.append("the watch does not come round")
         if not self._loop.is_alive():
             found.append("the packet loop does not run")
-        return found + self._upkeep.problems()
+        return found + self._kernel.problems() + self._upkeep.problems()
 
     def _wake(self) -> None:
         self._watch.wake()

@@ -10,8 +10,8 @@ import threading
 from collections import Counter
 from typing import Final, Generic, NamedTuple, TypeVar
 
-# Calls that run at the same time; a worker that is stuck keeps its place. Those that work do so one behind the
-# other (cnvnet.agent.lane): the places are for the stuck ones, of ten networks with a bad day on the same node.
+# Calls that run at the same time; a worker that is stuck keeps its place. Those that work do so one behind
+# the other (cnvnet.agent.lane): the places are for the stuck ones, of ten networks at once.
 PLACES: Final = 64
 PLACES_OF_NETWORK: Final = 6
 # What may wait: calls, and bytes of their configurations.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
-from cnvnet.diagnostics import say
 from cnvnet.kernel.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
@@ -21,11 +21,14 @@ _PAUSE: Final = 1.0
 class ReaperThread:
     """Deletes in the network namespace in which it is made, from then until `close`.
 
-    It begins with what a killed process has left.
+    It begins with what a killed process has left. `report` is told of a deletion that fails; it is tried
+    again until it does not.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, report: Callable[[str], None]) -> None:
         self._kernel = kernel
+        self._report = report
+        self._problem = ""
         self._wanted = threading.Event()
         self._closing = threading.Event()
         self._wanted.set()
@@ -34,6 +37,12 @@ class ReaperThread:
 
     def notify(self) -> None:
         self._wanted.set()
+
+    def problems(self) -> list[str]:
+        """Why retired links are still there."""
+        if not self._thread.is_alive():
+            return ["the reaper of retired links has ended"]
+        return [self._problem] if self._problem else []
 
     def close(self) -> None:
         """Deletes what is left, and ends the thread."""
@@ -60,7 +69,11 @@ class ReaperThread:
         try:
             with self._kernel.stack() as host:
                 sweep(host)
-        except OSError as e:
-            say(f"deleting retired links: {e}")
+        except Exception as e:  # noqa: BLE001 -- whatever it is, links that are retired later are to be deleted
+            problem = f"retired links cannot be deleted: {e}"
+            if problem != self._problem:
+                self._report(problem)
+            self._problem = problem
             return False
+        self._problem = ""
         return True

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -224,7 +224,7 @@ def first_worker(agent: RunningAgent) -> int:
 
 
 @contextmanager
-def stuck_once(agent: RunningAgent, thread: int) -> Iterator[None]:
+def stuck_once(agent: RunningAgent, thread: int) -> Generator[None]:
     """This thread's next message to the kernel is not sent before the end of the block."""
     inject = "--inject=sendto:delay_enter=600s:when=1"
     command = [peer("strace"), "-qq", "-o", "/dev/null", "--trace=sendto", inject, "-p", str(thread)]

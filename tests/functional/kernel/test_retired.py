@@ -121,10 +121,10 @@ def test_a_step_that_the_kernel_refuses_means_delete_it_at_once(world: World) ->
 
 
 @contextmanager
-def a_process_on(host: Netns) -> Generator[ResidentKernel]:
+def a_process_on(host: Netns, report: Callable[[str], None] = pytest.fail) -> Generator[ResidentKernel]:
     """Threads begin in the namespace of the one that starts them, as an agent's do."""
     with netns.entered(host):
-        kernel = ResidentKernel()
+        kernel = ResidentKernel(report)
     try:
         yield kernel
     finally:
@@ -225,12 +225,16 @@ def test_a_thread_in_another_namespace_is_refused(real: World) -> None:
         pass
 
 
+@pytest.mark.parametrize("refusal", [KernelError(errno.ENOBUFS, "no memory"), ValueError("a defect")])
 def test_links_that_cannot_be_swept_are_reported_and_tried_again(
-    real: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    real: World, refusal: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusals = [KernelError(errno.ENOBUFS, "no memory")]
+    refusals = [refusal, refusal]
+    reports: list[str] = []
+    problems: list[list[str]] = []
 
     def sometimes(stack: Stack) -> None:
+        problems.append(kernel.problems() if len(refusals) < 2 else [])
         if refusals:
             raise refusals.pop()
         sweep(stack)
@@ -238,6 +242,8 @@ def test_links_that_cannot_be_swept_are_reported_and_tried_again(
     monkeypatch.setattr("cnvnet.kernel.reaper.sweep", sometimes)
     port = a_port_with_everything(real)
     assert retire(real.host, port, real.pod, "eth0")
-    with a_process_on(real.host_netns):
+    with a_process_on(real.host_netns, reports.append) as kernel:
         eventually(lambda: real.host.link(port.ifindex) is None)
-    assert "deleting retired links: no memory" in capsys.readouterr().err
+        eventually(lambda: kernel.problems() == [])
+    said = [f"retired links cannot be deleted: {refusal}"]
+    assert (reports, problems[:3]) == (said, [[], said, said])
