@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,6 @@ def nothing_is_left(node: Node, pod: Sandbox) -> bool:
 
 def test_calls_start_no_program_and_load_no_module(node: Node, tmp_path: Path) -> None:
     pod, log = node.pod(), tmp_path / "trace"
-    strace = [peer("strace"), "-qq", "-f", "-o", str(log), "--trace=execve,openat"]
 
     def come_and_go() -> None:
         for command in ("ADD", "DEL"):
@@ -47,15 +48,38 @@ def test_calls_start_no_program_and_load_no_module(node: Node, tmp_path: Path) -
 
     with running_agent(node) as agent:
         come_and_go()  # the first ones make the bridge and the rules
-        with subprocess.Popen([*strace, "-p", str(agent.pid)]) as tracer:
-            try:
-                assert eventually(lambda: all_are_traced(agent.pid))
-                come_and_go()
-            finally:
-                tracer.terminate()
+        with traced(agent, log, "execve,openat"):
+            come_and_go()
     lines = log.read_text().splitlines()
     assert any("attachments/" in line for line in lines)
     assert not [line for line in lines if "execve" in line or ".py" in line]
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_call_syncs_its_leases_once(node: Node, tmp_path: Path, command: str) -> None:
+    """SQLite does so for each transaction."""
+    pod, log = node.pod(), tmp_path / "trace"
+    with running_agent(node) as agent:
+        # The first ones make the bridge, the rules and the store.
+        for before in ("ADD", "DEL", "ADD")[: 2 if command == "ADD" else 3]:
+            cni(node, before, pod, config=L3).ok()
+        with traced(agent, log, "fsync,fdatasync"):
+            cni(node, command, pod, config=L3).ok()
+    synced = [line for line in log.read_text().splitlines() if f"{node.statedir}/" in line]
+    assert len(synced) == 1
+    assert "leases.db-wal" in synced[0]
+
+
+@contextmanager
+def traced(agent: RunningAgent, log: Path, kinds: str) -> Generator[None]:
+    """System calls of these kinds which threads of the agent make in the block are lines of the log."""
+    command = [peer("strace"), "-qq", "-f", "-y", "-o", str(log), f"--trace={kinds}", "-p", str(agent.pid)]
+    with subprocess.Popen(command) as strace:
+        try:
+            assert eventually(lambda: all_are_traced(agent.pid))
+            yield
+        finally:
+            strace.terminate()
 
 
 def all_are_traced(pid: int) -> bool:
