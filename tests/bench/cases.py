@@ -13,10 +13,7 @@ from tests.bench.frames import Sender
 from tests.bench.nodes import Nodes, Pair, add_leases, add_ports, container_id, keep, run
 from tests.bench.report import Place, Row
 from tests.bench.rounds import Samples, Turn, interleaved
-from tests.bench.systems import ALONE, ITSELF, PYTHON, REFERENCE, System, await_quiet, burst, call
-
-# The executables in Python take so long in a burst that they are asked in one round of so many.
-_SELDOM = 5
+from tests.bench.systems import ITSELF, REFERENCE, System, await_quiet, burst, call
 
 
 class Sizes(NamedTuple):
@@ -125,10 +122,7 @@ def bursts(nodes: Nodes, sizes: Sizes) -> Iterator[Row]:
         def cycle(system: System, _: int) -> list[float]:
             return [burst(system, each, "l2", pods[system.node], sizes.parallel) for each in ("ADD", "DEL")]
 
-        turns = [
-            Turn(system.name, partial(cycle, system), _SELDOM if system.name in (PYTHON, ALONE) else 1)
-            for system in pair
-        ]
+        turns = [Turn(system.name, partial(cycle, system)) for system in pair]
         add, delete = interleaved(turns, sizes.rounds)
     state = f"{sizes.parallel} at a time"
     yield Row(f"{sizes.burst} L2 ADD", state, add, limit=0.55)

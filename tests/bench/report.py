@@ -135,21 +135,13 @@ def summary(rows: list[Row]) -> str:
 
 
 def _circumstances(rows: list[Row]) -> str:
-    rounds = {column: _rounds(rows, column) for column in _COLUMNS}
-    usual = rounds[AGENT]
-    fewer = [f"{_COLUMNS[each]} {found}" for each, found in rounds.items() if found != usual]
-    exceptions = f" ({', '.join(fewer)})" if fewer else ""
+    rounds = min(len(samples) for row in rows for samples in row.samples.values())
     load = f"{os.getloadavg()[2]:.1f}"
     return (
-        f"Median / p90 in milliseconds from posix_spawn to wait, of {usual} rounds{exceptions}; "
+        f"Median / p90 in milliseconds from posix_spawn to wait, of {rounds} rounds; "
         "ratios of medians, and goals, for agent and C launcher. "
         f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load average of the last 15 minutes {load}."
     )
-
-
-def _rounds(rows: list[Row], column: str) -> str:
-    found = sorted({len(row.samples[column]) for row in rows if column in row.samples})
-    return "no" if not found else f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def as_table(rows: list[Row]) -> None:

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 
 class Turn(NamedTuple):
-    """`cycle` measures once, given the round's number, in one of `every` rounds."""
+    """`cycle` measures once, given the round's number."""
 
     column: str
     cycle: Callable[[int], Sequence[float]]
-    every: int = 1
 
 
 Samples = dict[str, list[float]]
@@ -25,8 +24,7 @@ def interleaved(turns: Sequence[Turn], rounds: int) -> list[Samples]:
     for number in range(rounds):
         first = number % len(turns)
         for turn in [*turns[first:], *turns[:first]]:
-            if number % turn.every == 0:
-                measured[turn.column].append(turn.cycle(number))
+            measured[turn.column].append(turn.cycle(number))
     by_figure = {
         column: [list(each) for each in zip(*cycles, strict=True)] for column, cycles in measured.items()
     }
