@@ -1,7 +1,7 @@
 """Where diagnostics go: one line each to stderr, or to whoever collects them for the caller of this thread.
 
 Code below `plugins` and `ipam` runs in an executable and in the agent's worker threads alike; only this
-module knows whose stderr is meant. Nothing is ever printed to stdout, which belongs to `cni.skel`.
+module knows whose stderr is meant. Nothing is ever printed to stdout, which belongs to `cni.executable`.
 """
 
 from __future__ import annotations

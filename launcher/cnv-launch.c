@@ -45,7 +45,7 @@
 #define ANSWER_LIMIT ((size_t)16 * 1024 * 1024) /* cnvnet.cni.forwarding.ANSWER_LIMIT */
 #define NSFS 0x6e736673                         /* NSFS_MAGIC of linux/magic.h */
 
-/* The answer to VERSION, as cnvnet.cni.skel gives it. */
+/* The answer to VERSION, as cnvnet.cni.about has it. */
 #define CNI_VERSIONS \
 	"{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[" \
 	"\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n"

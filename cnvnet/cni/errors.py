@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+# Checkers take it for typing's, whose import takes as long as all the rest of VERSION.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # CNI spec 1.1.0, section "Error", and containernetworking/cni pkg/types (8 is the library's own number).
 INCOMPATIBLE_VERSION: Final = 1

@@ -1,21 +1,20 @@
-"""The process boundary of every plugin: which call it is, whether it is well formed, and what is printed.
+"""One call of any plugin: which one it is, whether it is well formed, and what the answer is.
 
-The only module that writes to stdout and the only one that catches Exception. VERSION, the answer without a
-command and a bad environment need nothing of the plugin, so nothing of it is imported for them.
+The only module that catches Exception. A malformed call needs nothing of the plugin, so nothing of it is
+imported for one. What is printed is printed by `executable`, or by the launcher of a call in the agent.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from cnvnet import VERSION, caller
+from cnvnet import caller
 from cnvnet.cni import environment
+from cnvnet.cni.about import about
+from cnvnet.cni.document import LIMIT, encode, error_document
 from cnvnet.cni.errors import INTERNAL, INVALID_NETNS, IO_FAILURE, CNIError
-from cnvnet.cni.version import CURRENT, SUPPORTED
 from cnvnet.diagnostics import collected, say
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ class Response(NamedTuple):
 
 
 OWN_NETNS: Final = "/proc/thread-self/ns/net"
-# The same in every call, and written without json to spare its import.
-_LISTED: Final = ",".join(f'"{version}"' for version in SUPPORTED)
-_VERSIONS: Final = f'{{"cniVersion":"{CURRENT}","supportedVersions":[{_LISTED}]}}\n'
 
 
 def run(
@@ -66,66 +62,19 @@ def run(
     `env` is the caller's whole environment; `read_stdin`, not called for VERSION, may raise OSError;
     `own_netns` is a path to the namespace the caller runs in. Never raises an Exception.
     """
-    verb = env.get("CNI_COMMAND", "")
-    if verb == "VERSION":
-        return Response(0, _VERSIONS.encode(), b"")
-    if not verb:
-        about = f"CNI {name} plugin {VERSION}\nCNI protocol versions supported: {', '.join(SUPPORTED)}\n"
-        return Response(0, b"", about.encode())
+    introduction = about(name, env.get("CNI_COMMAND", ""))
+    if introduction is not None:
+        return Response(0, *introduction)
     with collected() as said:
         code, stdout = _answer(name, load, env, read_stdin, own_netns)
     stderr = "".join(f"{name}: {line}\n" for line in said)
     return Response(code, stdout, stderr.encode("utf-8", "replace"))
 
 
-def main(name: str, load: Load) -> NoReturn:
-    """The executable `name`: one call with this process' environment, stdin and stdout."""
-    # A call is over before collecting garbage pays, and a process that ends needs no tidying up.
-    gc.disable()
-    code = 1
-    try:
-        _occupy_standard_descriptors()
-        sys.stdout = sys.stderr  # whatever a library prints, stdout carries one document
-        env, stdin = _environ(), _Stdin()
-        response = _respond(name, load, env, stdin)
-        told = _write(1, response.stdout)
-        _write(2, response.stderr)
-        if told:
-            code = response.exit
-        elif response.exit == 0 and env.get("CNI_COMMAND") == "ADD":
-            _take_back(name, load, env, stdin)
-    except KeyboardInterrupt:
-        code = 130  # as a shell reports SIGINT
-    except BaseException as e:  # noqa: BLE001 -- no memory, or no way back from a namespace: still no traceback
-        _write(1, b'{"code": %d, "msg": "internal error outside the call"}' % INTERNAL)
-        _write(2, f"{name}: {_one_line(f'{type(e).__name__}: {e}')}\n".encode("utf-8", "replace"))
-    finally:
-        os._exit(code)
-
-
-def _take_back(name: str, load: Load, env: Mapping[str, str], stdin: _Stdin) -> None:
-    """Undoes an ADD whose result nobody could be told, by the DEL that the runtime should send now."""
-    _write(2, f"{name}: the result cannot be written: deleting what it tells of\n".encode())
-    _write(2, _respond(name, load, {**env, "CNI_COMMAND": "DEL"}, stdin).stderr)
-
-
-def _respond(name: str, load: Load, env: Mapping[str, str], stdin: _Stdin) -> Response:
-    """The call's answer: the agent's if there is one, else by running it here."""
-    # What can be said without the plugin is said sooner than an agent is asked.
-    if env.get("CNI_COMMAND", "") not in ("", "VERSION"):
-        from cnvnet.cni import launch
-
-        response = launch.forward(name, env, stdin)
-        if response is not None:
-            return response
-    return run(name, load, env, stdin)
-
-
 def _answer(
     name: str, load: Load, env: Mapping[str, str], read_stdin: Callable[[], bytes], own_netns: str
 ) -> tuple[int, bytes]:
-    # Not at the top: VERSION does without json and ipaddress.
-    from cnvnet.cni.document import encode, error_document
+    # Not at the top: an executable that hands its call to the agent does without ipaddress.
     from cnvnet.cni.request import parse
 
     cni_version = ""
@@ -148,7 +97,6 @@ def _answer(
 
 def _call(plugin: Plugin, request: Request) -> bytes:
     if request.command == "ADD":
-        from cnvnet.cni.document import encode
         from cnvnet.cni.result import render
 
         return encode(render(plugin.add(request), request.cni_version))
@@ -158,8 +106,6 @@ def _call(plugin: Plugin, request: Request) -> bytes:
 
 
 def _stdin(read_stdin: Callable[[], bytes]) -> bytes:
-    from cnvnet.cni.document import LIMIT
-
     try:
         raw = read_stdin()
     except OSError as e:
@@ -210,76 +156,3 @@ def _place(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _environ() -> dict[str, str]:
-    # Not os.environ, which decodes by the locale: a variable is UTF-8 here whatever LANG says, and the bytes
-    # of one that is not come out again as they were.
-    return {
-        key.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-        for key, value in os.environb.items()
-    }
-
-
-def _occupy_standard_descriptors() -> None:
-    # A caller may have closed any of the three. Left free, the next socket or database opened would get the
-    # number and our answer would be written into it. Go does the same at its start.
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            try:
-                os.open("/dev/null", os.O_RDWR)
-            except OSError:
-                os.open("/", os.O_RDONLY)  # inside a bare chroot; neither readable nor writable, but taken
-
-
-class _Stdin:
-    """All of this process' stdin, read when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._content: bytes | None = None
-
-    def __call__(self) -> bytes:
-        if self._content is None:
-            self._content = _read_stdin()
-        return self._content
-
-
-def _read_stdin() -> bytes:
-    from cnvnet.cni.document import LIMIT
-
-    chunks: list[bytes] = []
-    size = 0
-    while size <= LIMIT:
-        try:
-            chunk = os.read(0, 65536)
-        except BlockingIOError:
-            _wait(0)
-            continue
-        if not chunk:
-            break
-        chunks.append(chunk)
-        size += len(chunk)
-    return b"".join(chunks)
-
-
-def _write(descriptor: int, data: bytes) -> bool:
-    """Whether all of it was taken."""
-    while data:
-        try:
-            data = data[os.write(descriptor, data) :]
-        except BlockingIOError:
-            _wait(descriptor)
-        except OSError:
-            return False  # the reader has gone, or the disk is full
-    return True
-
-
-def _wait(descriptor: int) -> None:
-    # The caller shares a non-blocking pipe or terminal with us.
-    import select
-
-    poll = select.poll()
-    poll.register(descriptor)
-    poll.poll()

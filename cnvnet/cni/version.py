@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from cnvnet.cni.errors import DECODING_FAILURE, INCOMPATIBLE_VERSION, CNIError
+
+# Checkers take it for typing's, whose import takes as long as all the rest of VERSION.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SUPPORTED: Final = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT: Final = SUPPORTED[-1]

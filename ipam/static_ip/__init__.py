@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+# Checkers take it for typing's, whose import takes as long as all the rest of VERSION.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
@@ -21,6 +21,6 @@ def load(env: Mapping[str, str]) -> Plugin:
 
 def main() -> NoReturn:
     """The executable `static-ip`."""
-    from cnvnet.cni import skel
+    from cnvnet.cni import executable
 
-    skel.main("static-ip", load)
+    executable.main("static-ip", load)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+# Checkers take it for typing's, whose import takes as long as all the rest of VERSION.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
@@ -29,6 +29,6 @@ def load(
 
 def main() -> NoReturn:
     """The executable, under this or any other name a symlink gives it."""
-    from cnvnet.cni import skel
+    from cnvnet.cni import executable
 
-    skel.main("cnv-bridge", load)
+    executable.main("cnv-bridge", load)

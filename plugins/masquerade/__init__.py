@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+# Checkers take it for typing's, whose import takes as long as all the rest of VERSION.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
@@ -25,6 +25,6 @@ def load(env: Mapping[str, str], *, kernel: Kernel | None = None) -> Plugin:
 
 def main() -> NoReturn:
     """The executable."""
-    from cnvnet.cni import skel
+    from cnvnet.cni import executable
 
-    skel.main("masquerade", load)
+    executable.main("masquerade", load)
