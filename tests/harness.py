@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -56,7 +57,10 @@ def executable(name: str) -> str:
 
 @cache
 def launchers() -> Path:
-    """A folder with the C launcher under the plugins' names; it finds the installed ones."""
+    """A folder with the C launcher under the plugins' names; it finds the installed ones.
+
+    Whatever they run is noted in a file beside the records (`alone`): the tests mean to test the agent.
+    """
     # Its end is the end of the process: a whole test run needs it.
     folder = Path(_kept.enter_context(tempfile.TemporaryDirectory(prefix="launchers-")))
     source = Path(__file__).resolve().parents[1] / "launcher"
@@ -65,7 +69,10 @@ def launchers() -> Path:
     subprocess.run(["make", "-s", "-C", source, f"OUT={made}", str(made)], check=True)
     for name in OURS:
         shutil.copy(made, folder / name)
-        (folder / "cnvnet/bin" / name).symlink_to(installed(name))
+        alone = folder / "cnvnet/bin" / name
+        note = '[ -z "$CNVNET_RUNDIR" ] || echo "$0 $CNI_COMMAND" >>"$CNVNET_RUNDIR.alone"'
+        alone.write_text(f"#!/bin/sh\n{note}\nexec {installed(name)}\n")
+        alone.chmod(0o755)
     return folder
 
 
@@ -162,6 +169,9 @@ class Node(Sandbox):
         self.statedir = folder / "state"
         self._undo = undo
         self._has_agent = False
+        self._starting = threading.RLock()
+        # What launchers have run without an agent, line by line.
+        self.alone = folder / "run.alone"
 
     def pod(self) -> Sandbox:
         """A new sandbox that ends with the test."""
@@ -173,9 +183,10 @@ class Node(Sandbox):
 
     def agent(self) -> None:
         """Sees to it that the node has an agent, for its guests if not for its calls."""
-        if not self._has_agent:
-            self._has_agent = True
-            self._undo.enter_context(_agent_of(self))
+        with self._starting:
+            if not self._has_agent:
+                self._undo.enter_context(_agent_of(self))
+                self._has_agent = True
 
     def environment(self, **more: str) -> dict[str, str]:
         """The variables of a call that may come to a program of ours."""
@@ -267,6 +278,7 @@ def _agent_of(node: Node) -> Generator[None]:
     with running_agent(node, "--metrics-address", "") as agent:
         yield
         assert agent.process.poll() is None, agent.log()
+    assert not node.alone.exists(), node.alone.read_text()
     assert not [event for event in agent.events() if event["level"] == "error"], agent.log()
 
 

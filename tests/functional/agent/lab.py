@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Node, executable
+from tests.harness import Node, executable, peer
 
 # Longer than anything takes on a busy machine: whoever waits this long is not going to see it.
 PATIENCE = 30.0
@@ -210,6 +210,35 @@ class RunningAgent:
 
     def serves(self) -> int:
         return int(self.metrics()['cnvnet_guests{state="served"}'])
+
+
+def threads_of(agent: RunningAgent) -> list[int]:
+    return sorted(int(name) for name in os.listdir(f"/proc/{agent.pid}/task"))
+
+
+def first_worker(agent: RunningAgent) -> int:
+    """The thread that the kernel wakes for a call when none is busy: the one that has worked most."""
+
+    def nanoseconds(thread: int) -> int:
+        return int(Path(f"/proc/{thread}/schedstat").read_text().split()[0])
+
+    return max((thread for thread in threads_of(agent) if thread != agent.pid), key=nanoseconds)
+
+
+@contextmanager
+def straced(threads: Sequence[int], *options: str) -> Generator[None]:
+    """strace at these threads, and none that comes later unless with -f, until the end of the block."""
+    attach = [argument for thread in threads for argument in ("-p", str(thread))]
+    with subprocess.Popen([peer("strace"), "-qq", *options, *attach]) as strace:
+        try:
+            assert eventually(lambda: all(_is_traced(thread) for thread in threads))
+            yield
+        finally:
+            strace.terminate()
+
+
+def _is_traced(thread: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{thread}/status").read_text()
 
 
 @contextmanager

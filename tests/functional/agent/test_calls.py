@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.functional.agent.calls import CONFIG, Ipam, Wire, cni, launcher, start, without_python
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent, straced, threads_of
 from tests.functional.masquerade.lab import Lab
-from tests.harness import Node, Sandbox, installed, peer
+from tests.harness import Node, Sandbox, installed
 
 pytestmark = pytest.mark.alone
 
@@ -70,22 +68,9 @@ def test_a_call_syncs_its_leases_once(node: Node, tmp_path: Path, command: str) 
     assert "leases.db-wal" in synced[0]
 
 
-@contextmanager
-def traced(agent: RunningAgent, log: Path, kinds: str) -> Generator[None]:
-    """System calls of these kinds which threads of the agent make in the block are lines of the log."""
-    command = [peer("strace"), "-qq", "-f", "-y", "-o", str(log), f"--trace={kinds}", "-p", str(agent.pid)]
-    with subprocess.Popen(command) as strace:
-        try:
-            assert eventually(lambda: all_are_traced(agent.pid))
-            yield
-        finally:
-            strace.terminate()
-
-
-def all_are_traced(pid: int) -> bool:
-    return all(
-        "TracerPid:\t0\n" not in task.read_text() for task in Path("/proc").glob(f"{pid}/task/*/status")
-    )
+def traced(agent: RunningAgent, log: Path, kinds: str) -> AbstractContextManager[None]:
+    """System calls of these kinds which the agent makes in the block are lines of the log."""
+    return straced(threads_of(agent), "-f", "-y", "-o", str(log), f"--trace={kinds}")
 
 
 @pytest.mark.parametrize("kind", ["c", "python"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ import pytest
 from cnvnet.agent.turns import PLACES
 from cnvnet.kernel.stack import LinuxKernel
 from tests.functional.agent.calls import CONFIG, Ipam, Started, Wire, start
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.lab import RunningAgent, eventually, first_worker, running_agent, straced
 from tests.functional.guest.test_flood import Flood
 from tests.functional.masquerade.lab import Lab, open_tap
-from tests.harness import Node, Sandbox, peer
+from tests.harness import Node, Sandbox
 from tests.unit.guest.witness import discover4
 
 pytestmark = pytest.mark.alone
@@ -203,9 +202,9 @@ def test_a_call_that_is_stuck_in_the_kernel_holds_up_no_other(node: Node, wire: 
         for _ in range(10):
             calls()
         worker = first_worker(agent)
-        with stuck_once(agent, worker):
+        with stuck_once(worker):
             stuck = start(node, "ADD", pod, {}, CNI_CONTAINERID="stuck")
-            assert eventually(lambda: "State:\tt" in status_of(agent, worker))
+            assert eventually(lambda: "State:\tt" in Path(f"/proc/{worker}/status").read_text())
             for _ in range(10):
                 calls()
             assert stuck.process.poll() is None
@@ -213,31 +212,10 @@ def test_a_call_that_is_stuck_in_the_kernel_holds_up_no_other(node: Node, wire: 
         assert "eth0" in pod.links()
 
 
-def first_worker(agent: RunningAgent) -> int:
-    """The thread that the kernel wakes for a call when none is busy: the one that has worked most."""
-
-    def seconds(task: Path) -> int:
-        return int((task / "schedstat").read_text().split()[0])
-
-    tasks = Path(f"/proc/{agent.pid}/task").iterdir()
-    return int(max((task for task in tasks if task.name != str(agent.pid)), key=seconds).name)
-
-
-@contextmanager
-def stuck_once(agent: RunningAgent, thread: int) -> Generator[None]:
+def stuck_once(thread: int) -> AbstractContextManager[None]:
     """This thread's next message to the kernel is not sent before the end of the block."""
     inject = "--inject=sendto:delay_enter=600s:when=1"
-    command = [peer("strace"), "-qq", "-o", "/dev/null", "--trace=sendto", inject, "-p", str(thread)]
-    with subprocess.Popen(command) as strace:
-        try:
-            assert eventually(lambda: "TracerPid:\t0\n" not in status_of(agent, thread))
-            yield
-        finally:
-            strace.terminate()
-
-
-def status_of(agent: RunningAgent, thread: int) -> str:
-    return Path(f"/proc/{agent.pid}/task/{thread}/status").read_text()
+    return straced([thread], "-o", "/dev/null", "--trace=sendto", inject)
 
 
 def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node, tmp_path: Path) -> None:

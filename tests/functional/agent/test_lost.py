@@ -3,63 +3,43 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.functional.agent.calls import Ipam, cni, start
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent
+from tests.functional.agent.lab import RunningAgent, eventually, running_agent, straced, threads_of
 from tests.functional.agent.test_calls import nothing_is_left
 from tests.functional.masquerade.lab import Lab
-from tests.harness import Node, peer
+from tests.harness import Node
 
 pytestmark = pytest.mark.alone
 
 
-@contextmanager
-def stranded(threads: Sequence[int]) -> Generator[None]:
+def stranded(threads: Sequence[int]) -> AbstractContextManager[None]:
     """Each of these threads can enter one namespace, and not come back."""
-    attached = [argument for thread in threads for argument in ("-p", str(thread))]
-    # It is tried twice before a thread is given up. Without -f threads that come later are not affected.
-    command = [
-        peer("strace"),
-        "-qq",
-        "-o",
-        "/dev/null",
-        "--trace=setns",
-        "--inject=setns:error=ENOMEM:when=2..3",
-    ]
-    with subprocess.Popen([*command, *attached]) as strace:
-        try:
-            assert eventually(lambda: all(_is_traced(thread) for thread in threads))
-            yield
-        finally:
-            strace.terminate()
+    # It is tried twice before a thread is given up.
+    inject = "--inject=setns:error=ENOMEM:when=2..3"
+    return straced(threads, "-o", "/dev/null", "--trace=setns", inject)
 
 
-def _is_traced(thread: int) -> bool:
-    return "TracerPid:\t0\n" not in Path(f"/proc/{thread}/status").read_text()
-
-
-def threads_of(agent: RunningAgent) -> dict[int, bool]:
+def workers(agent: RunningAgent) -> dict[int, bool]:
     """All threads but the first, and whether they wait for an address manager that they have started."""
     tasks = Path(f"/proc/{agent.pid}/task")
-    found = sorted(int(name) for name in os.listdir(tasks))
     return {
         thread: bool({*(tasks / str(thread) / "children").read_text().split()} - {str(agent.loop_pid)})
-        for thread in found[1:]
+        for thread in threads_of(agent)[1:]
     }
 
 
 def busy_threads(agent: RunningAgent) -> list[int]:
-    return [thread for thread, busy in threads_of(agent).items() if busy]
+    return [thread for thread, busy in workers(agent).items() if busy]
 
 
 def idle_threads(agent: RunningAgent) -> list[int]:
-    return [thread for thread, busy in threads_of(agent).items() if not busy]
+    return [thread for thread, busy in workers(agent).items() if not busy]
 
 
 def losses(agent: RunningAgent) -> int:
@@ -74,7 +54,7 @@ def test_a_worker_that_is_lost_is_replaced_and_the_others_work_on(node: Node, tm
         waiting = start(node, "ADD", other, ipam.keys, CNI_CONTAINERID="waits", **ipam.path)
         assert eventually(ipam.calls)
         behind = start(node, "DEL", other, ipam.keys, CNI_CONTAINERID="waits", **ipam.path)
-        count = len(threads_of(agent))
+        count = len(workers(agent))
         with stranded(idle_threads(agent)):
             error = cni(node, "ADD", pod).error()
             assert error["code"] == 11
@@ -86,7 +66,7 @@ def test_a_worker_that_is_lost_is_replaced_and_the_others_work_on(node: Node, tm
                 assert tries <= 20
         assert losses(agent) == tries
         assert agent.process.poll() is None
-        assert eventually(lambda: len(threads_of(agent)) == count), (len(threads_of(agent)), count)
+        assert eventually(lambda: len(workers(agent)) == count), (len(workers(agent)), count)
         assert agent.http("/healthz")[0] == 200
         cni(node, "CHECK", pod).error()  # without prevResult
         cni(node, "DEL", pod).ok()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import harness
 from tests.functional.bridge.ipam import ScriptedIpam
 from tests.functional.bridge.network import (
     OURS,
@@ -98,6 +99,9 @@ def test_a_lost_record_does_not_keep_a_port(node: Node, pod: Sandbox, lost: str)
     else:
         node.rundir.rename(node.folder / "away")
     network.delete(pod, result).ok()
+    # With the folder the agent's socket is lost.
+    assert node.alone.exists() == (lost == "rundir" and harness.through == "agent")
+    node.alone.unlink(missing_ok=True)
     assert pod.link("eth0") is None
     assert ports(node) == []
     assert leases(node) == []
