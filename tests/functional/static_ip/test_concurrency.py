@@ -99,7 +99,7 @@ def test_killed_processes_leave_nothing_that_harms(node: Node, seed: int) -> Non
     consistent(network)
 
 
-def start(node: Node, network: Addresses, container: str) -> subprocess.Popen[bytes]:
+def start(node: Node, network: Addresses, container: str) -> subprocess.Popen[str]:
     environment = node.environment(
         CNI_COMMAND="ADD",
         CNI_CONTAINERID=container,
@@ -108,11 +108,12 @@ def start(node: Node, network: Addresses, container: str) -> subprocess.Popen[by
         CNI_PATH="/nowhere",
         CNI_ARGS=f"VM_NAME=vm-{container}",
     )
-    process = subprocess.Popen(
-        [executable("static-ip")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    # In the node's namespace an agent hears it.
+    process = node.popen(
+        executable("static-ip"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(network.config).encode())
+    process.stdin.write(json.dumps(network.config))
     process.stdin.close()
     process.stdin = None
     return process
