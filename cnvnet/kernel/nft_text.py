@@ -36,11 +36,13 @@ class _Library(Protocol):
 def run(script: str) -> str:
     """Runs a script as one transaction in the thread's namespace and returns what it printed.
 
-    Raises OSError: ENOENT when neither libnftables nor nft is here, EINVAL with nft's own words otherwise.
+    Raises OSError: ENOENT when neither libnftables nor nft can be used, EINVAL with nft's own words otherwise.
     """
     library = _library()
-    if library is None or _lowest_descriptor() > _HIGHEST:
-        return _run_program(script)
+    if library is None:
+        return _run_program(script, f"{_LIBRARY} is not here")
+    if _lowest_descriptor() > _HIGHEST:
+        return _run_program(script, f"{_LIBRARY} works with {_HIGHEST} open files at most")
     with _one_at_a_time:
         return _run_library(library, script)
 
@@ -87,15 +89,14 @@ def _library() -> _Library | None:
     return cast(_Library, library)
 
 
-def _run_program(script: str) -> str:
+def _run_program(script: str, reason: str) -> str:
+    """In the library's place, for this reason."""
     import shutil
     import subprocess  # 10 ms
 
     program = shutil.which("nft") or shutil.which("nft", path=_PATH)
     if program is None:
-        raise OSError(
-            errno.ENOENT, f"neither {_LIBRARY} nor the nft program is here: install the package nftables"
-        )
+        raise OSError(errno.ENOENT, f"{reason}, nor is the nft program: install the package nftables")
     done = subprocess.run([program, "-f", "-"], input=script.encode(), capture_output=True, check=False)
     if done.returncode != 0:
         raise _refused(done.stderr.decode(errors="replace"))

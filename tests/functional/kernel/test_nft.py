@@ -379,18 +379,30 @@ def test_a_table_is_loaded_by_the_library_or_the_program(way: str) -> None:
     assert done.stdout == "3\n", done.stderr
 
 
+MANY_DESCRIPTORS = """\
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+while os.open('/dev/null', os.O_RDONLY) < 1100: pass
+"""
+
+
 def test_a_process_with_many_descriptors_loads_a_table() -> None:
     """libnftables would end it."""
-    script = "import os, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
-    script += "while os.open('/dev/null', os.O_RDONLY) < 1100: pass\n" + RUN_ALONE
-    done = _run_alone([sys.executable, "-c", script, "library"])
+    done = _run_alone([sys.executable, "-c", MANY_DESCRIPTORS + RUN_ALONE, "library"])
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
-def test_without_library_and_program_the_error_names_the_remedy() -> None:
-    script = "from cnvnet.kernel import nft_text; nft_text._PATH = '/nowhere'\n" + RUN_ALONE
-    done = _run_alone([sys.executable, "-c", script, "program"], PATH="/nowhere")
-    assert "install the package nftables" in done.stderr
+@pytest.mark.parametrize(
+    ("way", "script", "reason"),
+    [
+        ("program", "", "libnftables.so.1 is not here"),
+        ("library", MANY_DESCRIPTORS, "libnftables.so.1 works with 900 open files at most"),
+    ],
+)
+def test_without_library_and_program_the_error_names_the_remedy(way: str, script: str, reason: str) -> None:
+    script += "from cnvnet.kernel import nft_text; nft_text._PATH = '/nowhere'\n" + RUN_ALONE
+    done = _run_alone([sys.executable, "-c", script, way], PATH="/nowhere")
+    assert f"{reason}, nor is the nft program: install the package nftables" in done.stderr
 
 
 def test_without_rights_the_error_names_the_capability() -> None:
