@@ -36,7 +36,7 @@ class _Library(Protocol):
 def run(script: str) -> str:
     """Runs a script as one transaction in the thread's namespace and returns what it printed.
 
-    Raises OSError: ENOENT when neither libnftables nor nft can be used, EINVAL with nft's own words otherwise.
+    Raises OSError: ENOENT when neither libnftables nor nft can be used, else EINVAL with nft's own words.
     """
     library = _library()
     if library is None:
