@@ -27,6 +27,8 @@ VERSION: Final = 1
 _WORKERS: Final = PLACES + 4
 # Whoever runs a call ends it first, and a program that it has started takes its time.
 _LAST_CALLS: Final = 60.0
+# What callers who come last have to say anything at all, all together; a launcher does so at once.
+_LAST_WORDS: Final = 1.0
 
 
 class Kind(NamedTuple):
@@ -83,7 +85,8 @@ class Server:
     def stop(self, *, for_good: bool = True) -> None:
         """Requests that are being worked on are finished, and nobody else is heard.
 
-        Where nobody will accept at the socket again (`for_good`), those who are connected already are.
+        Where nobody will accept at the socket again (`for_good`), those who are connected already are, if
+        they say something.
         """
         self._stopping = True
         os.eventfd_write(self._wake, 1)
@@ -91,12 +94,20 @@ class Server:
         for thread in self._threads:
             if thread.ident is not None:  # else it is about to be started in another's place
                 thread.join(max(0.0, deadline - time.monotonic()))
-        while for_good:
+        if for_good:
+            self._serve_the_last()
+
+    def _serve_the_last(self) -> None:
+        deadline = time.monotonic() + _LAST_WORDS
+        while True:
             try:
                 connected, _ = self._listening.accept()
             except OSError:
                 return
-            self._serve(connected)
+            if _speaks(connected, deadline):
+                self._serve(connected)
+            else:
+                connected.close()
 
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
@@ -181,6 +192,12 @@ class Server:
             self._observe(kind.label, code)
             took = round((time.monotonic() - begun) * 1000, 1)
             log.debug("request", request=kind.label, code=code, ms=took)
+
+
+def _speaks(connected: socket.socket, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _worker(work: Callable[..., None], *args: object) -> threading.Thread:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def path(tmp_path: Path, observed: Observed) -> Iterator[Path]:
         server.stop()
         door.socket.close()
     assert not server.is_alive()
+
+
+def test_whoever_is_silent_does_not_keep_it_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnvnet.agent.connection.SECONDS", 1000.0)
+    door = listener.bound(str(tmp_path / "agent.sock"))
+    server = Server(door.socket, find, lambda _kind, _code: None, Foreman())
+    with ExitStack() as opened:
+        callers = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)]
+        for each in callers:
+            each.connect(str(tmp_path / "agent.sock"))
+        content = json.dumps({"v": 1, "do": "echo", "say": "late"}).encode()
+        callers[2].sendall(len(content).to_bytes(4, "big") + content)
+        door.hide()
+        server.stop()
+        assert [b"late" in each.recv(1000) for each in callers] == [False, False, True, False]
+    door.socket.close()
 
 
 def ask(path: Path, document: Document) -> Document:
