@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cnvnet.kernel.links import RETIRED_GROUP
+
 # "", "agent" or "python"; tests/functional/conftest.py clears it for tests marked `alone`.
 through = os.environ.get("CNV_THROUGH", "")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -257,8 +259,11 @@ class Node(Sandbox):
     def await_reaper(self) -> None:
         """What an agent has deleted is out of everybody's way at once, and gone a moment later."""
         deadline = time.monotonic() + 10
+        retired = f"group {RETIRED_GROUP} "
         while (
-            self._has_agent and "cnvx" in self.run("ip", "-o", "link").stdout and time.monotonic() < deadline
+            self._has_agent
+            and retired in self.run("ip", "-o", "link").stdout
+            and time.monotonic() < deadline
         ):
             time.sleep(0.01)
 

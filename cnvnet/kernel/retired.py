@@ -5,8 +5,9 @@ longer. So a process that stays retires a link, which takes one, and has a `Reap
 in one go. A program that ends with its call has no reaper and deletes at once.
 
 Retired links are down, without addresses and in a link group of their own: whoever lists links does not see
-them, and their names and addresses are free. The group is all that tells of them, so one message removes
-what a process has left that was killed.
+them. The pod's end has another name, so that its own is free; that of the near end was made up for it, and
+nobody asks for it again. The group is all that tells of them, so one message removes what a process has left
+that was killed.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def retire(host: Stack, near: Link, pod: Stack, ifname: str) -> bool:
         # IPv6 ones stay where keep_addr_on_down is set, IPv4 ones always, and a down link answers for them.
         for found in pod.addresses(far.ifindex):
             _strip(pod, DeleteAddress(far.ifindex, found.address))
-        pod.apply(_hidden(far.ifindex))
-        host.apply(_hidden(near.ifindex)._replace(up=False, master=0))
+        pod.apply(ChangeLink(far.ifindex, name=f"{_PREFIX}{far.ifindex:x}", group=RETIRED_GROUP))
+        host.apply(ChangeLink(near.ifindex, up=False, master=0, group=RETIRED_GROUP))
     except KernelError:
         return False
     return True
@@ -59,10 +60,6 @@ def sweep(stack: Stack) -> None:
     except KernelError as e:
         if e.errno != errno.ENODEV:
             raise
-
-
-def _hidden(ifindex: int) -> ChangeLink:
-    return ChangeLink(ifindex, name=f"{_PREFIX}{ifindex:x}", group=RETIRED_GROUP)
 
 
 def _strip(pod: Stack, address: DeleteAddress) -> None:

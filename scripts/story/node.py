@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from cnvnet.ipam.lease import Key, Lease
 from cnvnet.ipam.sqlite import Sqlite
+from cnvnet.kernel.links import RETIRED_GROUP
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 IFNAME = "eth0"
@@ -26,8 +27,7 @@ _STATEDIR = "/var/lib/cnvnet"
 _AGENT_SOCKET = Path("/run/cnvnet/agent.sock")
 # How long the agent may take to listen, on a slow machine.
 _STARTING = 30.0
-# How it calls links that it deletes a moment later, and how long that may take (cnvnet.kernel.retired).
-_RETIRED = "cnvx"
+# How long it may take to delete retired links (cnvnet.kernel.retired).
 _DELETING = 5.0
 
 
@@ -93,8 +93,9 @@ def links() -> str:
     """The names of the node's links, once the agent has deleted what it is about to."""
     deadline = time.monotonic() + _DELETING
     while True:
-        names = [link["ifname"] for link in json.loads(run("ip", "-j", "link"))]
-        if not any(name.startswith(_RETIRED) for name in names) or time.monotonic() > deadline:
+        links = json.loads(run("ip", "-j", "link"))
+        names = [link["ifname"] for link in links]
+        if not any(link["group"] == str(RETIRED_GROUP) for link in links) or time.monotonic() > deadline:
             return ", ".join(names)
         time.sleep(0.02)
 

@@ -33,7 +33,7 @@ def ran(agent: RunningAgent) -> float:
 
 def nothing_is_left(node: Node, pod: Sandbox) -> bool:
     records = [path for path in (node.rundir / "attachments").glob("*.json") if path.stat().st_size]
-    ports = [name for name in node.links() if name.startswith(("veth", "cnvx"))]
+    ports = [name for name in node.links() if name.startswith("veth")]
     return not records and not ports and set(pod.links()) == {"lo"}
 
 

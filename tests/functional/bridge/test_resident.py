@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cnvnet.kernel.links import RETIRED_GROUP
 from tests.functional.bridge.network import ruleset
 from tests.harness import Node, Sandbox
 
@@ -84,9 +85,8 @@ def test_one_name_again_and_again(node: Node, pods: list[Sandbox]) -> None:
 
 def test_what_a_killed_one_has_retired_goes_with_the_next(node: Node, pods: list[Sandbox]) -> None:
     resident(node, pods, killed=True)
-    left = [name for name in links(node) if name.startswith("cnvx")]
-    assert len(left) == THREADS
-    assert all(item["operstate"] == "DOWN" for name, item in node.links().items() if name in left)
+    left = [item for item in node.links().values() if item["group"] == str(RETIRED_GROUP)]
+    assert [(item["operstate"], "master" in item) for item in left] == [("DOWN", False)] * THREADS
     resident(node, [])
     assert links(node) == ["bridge0", "lo"]
     assert [links(pod) for pod in pods] == [["lo"]] * THREADS
@@ -101,4 +101,5 @@ def test_an_executable_works_beside_it(node: Node, pods: list[Sandbox]) -> None:
         added = {**config, "prevResult": result}
         node.cni("cnv-bridge", "CHECK", added, pod, container_id=name).ok()
         node.cni("cnv-bridge", "DEL", added, pod, container_id=name).ok()
-    assert not [name for name in links(node) if name.startswith("veth")]
+    ports = {item["group"] for name, item in node.links().items() if name.startswith("veth")}
+    assert ports == {str(RETIRED_GROUP)}

@@ -76,7 +76,7 @@ def come_and_go(node: Node, pod: Sandbox) -> None:
 
 def state(node: Node, pod: Sandbox) -> Remains:
     """All that belongs to attachments, but for the time since when a VM is stopped."""
-    assert eventually(lambda: not any(name.startswith("cnvx") for name in node.links()))
+    assert eventually(lambda: all(link["group"] == "default" for link in node.links().values()))
     found = remains(node, pod)
     return found._replace(leases=tuple(lease._replace(since=0) for lease in found.leases))
 

@@ -66,7 +66,6 @@ def test_a_retired_veth_is_out_of_everybodys_way(world: World) -> None:
     assert retire(world.host, port, world.pod, "eth0")
     assert names(world.host) == ["lo", "br0"]
     assert names(world.pod) == ["lo"]
-    assert world.host.link("veth0") is None
     assert world.pod.link("eth0") is None
     assert world.pod.addresses(port.peer) == []
     assert world.pod.routes(port.peer) == []
@@ -75,15 +74,15 @@ def test_a_retired_veth_is_out_of_everybodys_way(world: World) -> None:
         assert (left.up, left.master, left.group) == (False, 0, RETIRED_GROUP)
 
 
-def test_another_port_takes_names_and_addresses_over_at_once(world: World) -> None:
+def test_another_port_takes_name_and_addresses_over_at_once(world: World) -> None:
     port = a_port_with_everything(world)
     assert retire(world.host, port, world.pod, "eth0")
-    again = world.port(master=seen(world.host, "br0").ifindex)
+    again = world.port("veth1", master=seen(world.host, "br0").ifindex)
     world.pod.apply(AddAddress(again.peer, ip_interface("10.1.0.2/24")), ChangeLink(again.peer, up=True))
     sweep(world.host)
-    assert names(world.host) == ["lo", "br0", "veth0"]
+    assert names(world.host) == ["lo", "br0", "veth1"]
     assert names(world.pod) == ["lo", "eth0"]
-    assert (seen(world.pod, "eth0").operstate, again.ifindex) == ("UP", seen(world.host, "veth0").ifindex)
+    assert (seen(world.pod, "eth0").operstate, again.ifindex) == ("UP", seen(world.host, "veth1").ifindex)
 
 
 def test_a_sweep_deletes_what_is_retired_and_nothing_else(world: World) -> None:
@@ -152,8 +151,8 @@ def test_what_is_retired_is_soon_deleted(real: World) -> None:
         assert retire(real.host, ports[0], real.pod, "eth0")
         kernel.reaper.notify()
         eventually(lambda: real.host.link(ports[0].ifindex) is None)
-        for _ in range(3):
-            ports.append(real.port())
+        for number in range(3):
+            ports.append(real.port(f"again{number}"))
             assert retire(real.host, ports[-1], real.pod, "eth0")
             kernel.reaper.notify()
         eventually(lambda: not any(real.host.link(port.ifindex) for port in ports))

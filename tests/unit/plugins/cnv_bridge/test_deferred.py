@@ -49,7 +49,8 @@ def test_the_port_is_out_of_the_way_and_deleted_later(tmp_path: Path) -> None:
     result = world.add()
     world.delete()
     assert (reaper.notified, retired(world)) == (1, 1)
-    assert outer(result).name not in links_of(world.host)
+    (left,) = (link for link in world.host.links.values() if link.name == outer(result).name)
+    assert (left.up, left.master) == (False, None)
     assert "eth0" not in links_of(world.pod)
     with pytest.raises(CNIError, match="eth0 not found"):
         world.check(result)
