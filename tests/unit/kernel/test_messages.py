@@ -106,9 +106,10 @@ VETHS: dict[str, tuple[CreateVeth, dict[str, int], Attributes, Attributes]] = {
 def test_a_veth_is_packed_as_pyroute2_packs_it(
     wanted: CreateVeth, fields: dict[str, int], near: Attributes, far: Attributes
 ) -> None:
-    data = {"attrs": [("VETH_INFO_PEER", {"attrs": far})]}
+    queues: Attributes = [("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1)]
+    data = {"attrs": [("VETH_INFO_PEER", {"attrs": [*far, *queues]})]}
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}
-    expected = witness(LINK, fields, [*near, ("IFLA_LINKINFO", info)])
+    expected = witness(LINK, fields, [*near, *queues, ("IFLA_LINKINFO", info)])
     message = links.encode_veth(wanted)
     assert message.type == links.RTM_NEWLINK
     assert tree(message.body, LINK) == expected
