@@ -116,15 +116,6 @@ def rundir(env: Mapping[str, str]) -> str:
     return env.get("CNVNET_RUNDIR") or RUNDIR
 
 
-def boot_id() -> str:
-    """The kernel's name for this boot, "" where there is no /proc."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def folder(rundir: str) -> str:
     """Where the files of the records are."""
     return os.path.join(rundir, "attachments")
@@ -447,7 +438,9 @@ def _sync_folder(folder: str) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    # Three system calls and an exception less than makedirs where it is there.
+    if not os.path.isdir(folder):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
 
 
 def _unlink(path: str) -> None:

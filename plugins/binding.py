@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from cnvnet import sandbox, teardown
-from cnvnet.attachments import ADDED, Attachments, Key, Record, Slot, boot_id
+from cnvnet.attachments import ADDED, Attachments, Key, Record, Slot
 from cnvnet.cni.conventions import valid_attachments
 from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
 from cnvnet.cni.request import Request
@@ -20,6 +20,7 @@ from cnvnet.diagnostics import say
 from cnvnet.guest import provider
 from cnvnet.guest.wishes import Wishes
 from cnvnet.kernel import tap
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Kernel, Stack
 from cnvnet.vm import traces

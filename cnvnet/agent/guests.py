@@ -26,6 +26,7 @@ from cnvnet.guest import services, settings_json
 from cnvnet.guest.settings import Settings
 from cnvnet.guest.tap_socket import open_tap
 from cnvnet.kernel import netns
+from cnvnet.kernel.boot import boot_id
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}\.json")
 # Between attempts to serve a guest that should be served and cannot be. Seconds.
@@ -271,7 +272,7 @@ def _reason_against(record: Record | None) -> str:
         return f'its state is "{record.state}"'
     if record.guest is None:
         return "it has no guest to serve"
-    if record.boot_id != attachments.boot_id():
+    if record.boot_id != boot_id():
         return "it is from before the node was booted"
     return ""
 

@@ -64,7 +64,9 @@ class Remote:
         return fd
 
     def stat(self, path: str) -> os.stat_result:
-        if self.same_view and path != self._netns_path:
+        if path == self._netns_path and self._netns is not None:
+            return os.fstat(self._netns)
+        if path != self._netns_path and self.same_view:
             return os.stat(path)
         fd = self.open(path, os.O_PATH | os.O_CLOEXEC)
         try:

@@ -130,6 +130,11 @@ def _own() -> os.stat_result:
         raise OSError(errno.EIO, f"{OWN_PATH} is missing: /proc is not mounted") from e
 
 
+@cache
+def _device() -> int:
+    return _own().st_dev
+
+
 def _open(path: str) -> int:
     try:
         # Tenants may choose the path: a FIFO must not block us and a terminal must not become ours.
@@ -146,7 +151,7 @@ def _checked(path: str, fd: int) -> Netns:
     found = os.fstat(fd)
     # All namespaces live on one nsfs mount of the kernel's own: this is fstatfs's NSFS_MAGIC test without
     # ctypes, and it comes before the ioctl, whose number may mean something else to another kind of file.
-    if found.st_dev != _own().st_dev:
+    if found.st_dev != _device():
         raise NotANamespace(path, "not a namespace")
     if fcntl.ioctl(fd, _NS_GET_NSTYPE) != _CLONE_NEWNET:
         raise NotANamespace(path, "a namespace of another kind than network")

@@ -23,6 +23,7 @@ from cnvnet.ipam.lease import Holder, Key, Lease, is_dead
 from cnvnet.ipam.sqlite import Sqlite
 from cnvnet.ipam.static_ip.config import Config, folder, storable
 from cnvnet.ipam.store import Store
+from cnvnet.kernel.boot import boot_id
 from cnvnet.vm.identity import ACTIVE
 
 # CHECK found something else than ADD left: 100 and above are a plugin's own codes.
@@ -135,7 +136,7 @@ class StaticIP:
             try:
                 with store.transaction() as ledger:
                     allocator.ensure_room(
-                        ledger, request.name, config.pool, _gone(_boot_id()), now=int(time.time())
+                        ledger, request.name, config.pool, _gone(boot_id()), now=int(time.time())
                     )
             except CNIError as e:
                 raise CNIError(NOT_AVAILABLE, e.msg, e.details) from e
@@ -165,7 +166,7 @@ def _asked(request: Request, config: Config) -> Asked:
         role=config.vm.role if config.vm is not None else ACTIVE,
         netns=storable(request.netns),
         inode=_inode(request.netns),
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
         since=now,
     )
     return Asked(
@@ -207,14 +208,6 @@ def _inode(path: str) -> int:
         return caller.stat(path).st_ino
     except (OSError, ValueError):
         return 0
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""  # unknown, and then no holder is ever taken for one of another boot
 
 
 def _with_prefix(ip: Address, length: int) -> InterfaceAddress:

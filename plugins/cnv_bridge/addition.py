@@ -5,11 +5,12 @@ from __future__ import annotations
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnvnet.attachments import ADDED, ADDING, Key, Record, Slot, boot_id
+from cnvnet.attachments import ADDED, ADDING, Key, Record, Slot
 from cnvnet.attempts import Undo
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Stack

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from cnvnet.attachments import Attachments, Key, Record, Stamp, boot_id
+from cnvnet.attachments import Attachments, Key, Record, Stamp
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.nft import Element
 from cnvnet.plugins.cnv_bridge.leftovers import Leftovers
 

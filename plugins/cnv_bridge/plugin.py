@@ -14,7 +14,6 @@ from cnvnet.attachments import (
     Record,
     Slot,
     UnreadableRecord,
-    boot_id,
     rundir,
 )
 from cnvnet.cni.conventions import valid_attachments
@@ -22,6 +21,7 @@ from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.diagnostics import say
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.stack import Kernel, LinuxKernel
 from cnvnet.plugins.cnv_bridge import guards, plan, port
 from cnvnet.plugins.cnv_bridge.addition import Addition, Sides

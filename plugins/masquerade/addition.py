@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cnvnet.attachments import ADDED, ADDING, Record, Slot, boot_id
+from cnvnet.attachments import ADDED, ADDING, Record, Slot
 from cnvnet.attempts import Undo
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
 from cnvnet.guest import provider, settings_json
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.routes import AddRoute
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.binding import Call

@@ -7,7 +7,7 @@ import time
 from ipaddress import IPv6Address
 from typing import Any, Final
 
-from cnvnet.attachments import ADDED, ADDING, Record, Slot, boot_id
+from cnvnet.attachments import ADDED, ADDING, Record, Slot
 from cnvnet.attempts import Undo
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.cni.result import DNS, Result
@@ -15,6 +15,7 @@ from cnvnet.diagnostics import say
 from cnvnet.guest import provider, settings_json
 from cnvnet.kernel import snapshots
 from cnvnet.kernel.addresses import AddAddress, DeleteAddress
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.links import ChangeLink, CreateBridge, CreateDummy, Link
 from cnvnet.kernel.neighbours import ResolveNeighbour
 from cnvnet.kernel.snapshots import Snapshot

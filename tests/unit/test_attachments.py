@@ -23,10 +23,10 @@ from cnvnet.attachments import (
     Record,
     Stamp,
     UnreadableRecord,
-    boot_id,
     rundir,
 )
 from cnvnet.cni.errors import CNIError
+from cnvnet.kernel.boot import boot_id
 
 KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
 

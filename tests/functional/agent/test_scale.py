@@ -16,9 +16,10 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record, boot_id
+from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record
 from cnvnet.guest import settings_json
 from cnvnet.guest.settings import V4, Settings
+from cnvnet.kernel.boot import boot_id
 from tests.functional.agent.lab import RunningAgent, children, eventually, running_agent
 from tests.functional.masquerade.lab import open_tap
 from tests.harness import Node, Sandbox, a_node

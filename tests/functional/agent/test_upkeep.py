@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cnvnet.attachments import boot_id
 from cnvnet.kernel import netns
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.nft import Nft, open_nft
 from cnvnet.kernel.nft_events import Changes
 from cnvnet.plugins.cnv_bridge import guards, restoration

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cnvnet import attachments
 from cnvnet.agent.guests import Guests
 from cnvnet.agent.loop_process import PacketLoop
 from cnvnet.agent.pod_dns import PodDns
 from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record, file_name
 from cnvnet.guest import settings_json
+from cnvnet.kernel.boot import boot_id
 from tests.unit.guest.guests import MASQUERADE
 
 
@@ -30,7 +30,7 @@ def recorded(rundir: Path, container: str, path: Path) -> str:
     key = Key("masquerade", "net", container, "net1")
     settings = settings_json.encode(MASQUERADE._replace(nameservers=(), search=()))
     guest = {"ifname": "tap0", "settings": settings}
-    record = Record(key, str(path), path.stat().st_ino, attachments.boot_id(), ADDED, {}, guest)
+    record = Record(key, str(path), path.stat().st_ino, boot_id(), ADDED, {}, guest)
     with AttachmentFiles(str(rundir)).locked(key) as slot:
         slot.write(record)
     return file_name(key)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, Slot, boot_id
+from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, Slot
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.nft import NftError
 from cnvnet.kernel.nft_fake import FakeNft
 from cnvnet.kernel.nft_upkeep import Keeper
