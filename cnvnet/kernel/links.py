@@ -69,6 +69,31 @@ _NAME_SIZE: Final = 16  # IFNAMSIZ, with its NUL
 # The link group of retired links (cnvnet.kernel.retired): "cnvx", a number nobody takes by chance.
 RETIRED_GROUP: Final = 0x636E7678
 
+# Of the fifty attributes of a link, forty of a bridge and forty of its port.
+_OF_LINK: Final = frozenset(
+    (
+        _IFLA_ADDRESS,
+        _IFLA_IFNAME,
+        _IFLA_MTU,
+        _IFLA_LINK,
+        _IFLA_MASTER,
+        _IFLA_OPERSTATE,
+        _IFLA_LINKINFO,
+        _IFLA_IFALIAS,
+        _IFLA_GROUP,
+    )
+)
+_OF_BRIDGE: Final = frozenset(
+    (
+        _IFLA_BR_VLAN_FILTERING,
+        _IFLA_BR_GROUP_FWD_MASK,
+        _IFLA_BR_MCAST_SNOOPING,
+        _IFLA_BR_VLAN_DEFAULT_PVID,
+        _IFLA_BR_MULTI_BOOLOPT,
+    )
+)
+_OF_PORT: Final = frozenset((_IFLA_BRPORT_MODE, _IFLA_BRPORT_LEARNING, _IFLA_BRPORT_ISOLATED))
+
 _IFINFO: Final = struct.Struct("=BxHiII")
 _U32: Final = struct.Struct("=I")
 _MESSAGE: Final = ("netlink.rtnl.ifinfmsg", "ifinfmsg")
@@ -244,7 +269,7 @@ def can_exist(name: str) -> bool:
 def decode(raw: bytes) -> Link:
     """The link in an RTM_NEWLINK message, header included."""
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(raw, HEADER_SIZE)
-    found = attributes(raw, HEADER_SIZE + _IFINFO.size)
+    found = attributes(raw, HEADER_SIZE + _IFINFO.size, _OF_LINK)
     info = attributes(found[_IFLA_LINKINFO]) if _IFLA_LINKINFO in found else {}
     kind = text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else ""
     is_port = info.get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") == b"bridge"
@@ -396,7 +421,7 @@ def _number(payload: bytes | None) -> int:
 
 
 def _decode_bridge(data: bytes) -> Bridge:
-    found = attributes(data)
+    found = attributes(data, wanted=_OF_BRIDGE)
     return Bridge(
         vlan_filtering=bool(_number(found.get(_IFLA_BR_VLAN_FILTERING))),
         default_pvid=_number(found.get(_IFLA_BR_VLAN_DEFAULT_PVID)),
@@ -408,7 +433,7 @@ def _decode_bridge(data: bytes) -> Bridge:
 
 
 def _decode_port(data: bytes) -> Port:
-    found = attributes(data)
+    found = attributes(data, wanted=_OF_PORT)
     return Port(
         hairpin=bool(_number(found.get(_IFLA_BRPORT_MODE))),
         isolated=bool(_number(found.get(_IFLA_BRPORT_ISOLATED))),
@@ -426,8 +451,8 @@ def _decode_tun(data: bytes) -> Tun:
 
 _SKIP_STATS: Final = attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
 # A veth uses one queue of each kind. Since Linux 5.15 it is made with one for each processor, in case that
-# somebody wants more (ethtool -L), and all but one are taken away at once: with two processors that is a third
-# of the time.
+# somebody wants more (ethtool -L), and all but one are taken away at once: a third of the time with two
+# processors.
 _ONE_QUEUE: Final = attribute(_IFLA_NUM_TX_QUEUES, _U32.pack(1)) + attribute(
     _IFLA_NUM_RX_QUEUES, _U32.pack(1)
 )
