@@ -10,7 +10,9 @@ import socket
 import struct
 import threading
 import time
-from typing import Final, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar, cast
 
 from cnvnet.cni.errors import DECODING_FAILURE, CNIError
 from cnvnet.cni.forwarding import DESCRIPTORS, REQUEST_LIMIT, framed
@@ -24,7 +26,12 @@ _ROOM: Final = socket.CMSG_SPACE(len(DESCRIPTORS) * array.array("i").itemsize)
 _GONE: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 # Longer requests than this are read one at a time: decoding needs a multiple of their size.
 _LARGE: Final = 1 << 20
+# Most requests are shorter than this: one call reads all of it.
+_SMALL: Final = 1 << 14
+_LENGTH: Final = 4
 _one_large = threading.Lock()
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -39,22 +46,33 @@ class Connection:
     def receive(self) -> Document:
         """OSError, EOFError: the caller has gone or is too slow. CNIError 6: it is no request."""
         deadline = time.monotonic() + SECONDS
-        size = int.from_bytes(self._first(deadline) + self._exactly(3, deadline), "big")
+        received = self._first(deadline)
+        self._fill(received, _LENGTH, deadline)
+        size = int.from_bytes(received[:_LENGTH], "big")
         if size > REQUEST_LIMIT:
             raise CNIError(DECODING_FAILURE, f"a request of {size} bytes: {REQUEST_LIMIT} at most")
+        end = _LENGTH + size
         if size <= _LARGE:
-            return _decoded(self._exactly(size, deadline))
+            self._fill(received, end, deadline)
+            return _decoded(received[_LENGTH:end])
         if not _one_large.acquire(timeout=SECONDS):
             raise TimeoutError("other large requests come first")
         try:
-            return _decoded(self._exactly(size, time.monotonic() + SECONDS))
+            self._fill(received, end, time.monotonic() + SECONDS)
+            return _decoded(received[_LENGTH:end])
         finally:
             _one_large.release()
 
     def send(self, content: bytes) -> None:
         """OSError: the caller has gone or does not read."""
-        self._socket.settimeout(SECONDS)
-        self._socket.sendall(framed(content))
+        message = framed(content)
+        try:
+            sent = self._socket.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(message):
+            self._socket.settimeout(SECONDS)
+            self._socket.sendall(message[sent:])
 
     def is_gone(self, seconds: float = 0) -> bool:
         """Whether the caller has hung up, or does so within `seconds`."""
@@ -85,11 +103,12 @@ class Connection:
         while self.descriptors:
             os.close(self.descriptors.pop())
 
-    def _first(self, deadline: float) -> bytes:
+    def _first(self, deadline: float) -> bytearray:
         """The first byte of the length, with which the descriptors come."""
-        self._socket.settimeout(_left(deadline))
         # Of this byte alone: descriptors that come later would not be looked for.
-        byte, control, flags, _ = self._socket.recvmsg(1, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        byte, control, flags, _ = self._at_last(
+            lambda: self._socket.recvmsg(1, _ROOM, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT), deadline
+        )
         for level, kind, data in control:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array.array("i")
@@ -99,17 +118,27 @@ class Connection:
             raise CNIError(DECODING_FAILURE, f"more descriptors than {', '.join(DESCRIPTORS)}")
         if not byte:
             raise EOFError("before a request")
-        return byte
+        return bytearray(byte)
 
-    def _exactly(self, size: int, deadline: float) -> bytes:
-        received = bytearray()
+    def _fill(self, received: bytearray, size: int, deadline: float) -> None:
+        """Until that much has been received, or a little more."""
         while len(received) < size:
-            self._socket.settimeout(_left(deadline))
-            chunk = self._socket.recv(min(size - len(received), _LARGE))
+            room = min(max(size - len(received), _SMALL), _LARGE)
+            chunk = self._at_last(partial(self._socket.recv, room, socket.MSG_DONTWAIT), deadline)
             if not chunk:
                 raise EOFError("in the middle of a request")
             received += chunk
-        return bytes(received)
+
+    def _at_last(self, receive: Callable[[], T], deadline: float) -> T:
+        """What comes by then. A launcher sends its request at once: nearly always it is there already."""
+        while True:
+            left = _left(deadline)
+            try:
+                return receive()
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN)
+                poll.poll(left * 1000)
 
 
 def _left(deadline: float) -> float:
@@ -119,7 +148,7 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _decoded(content: bytes) -> Document:
+def _decoded(content: bytearray) -> Document:
     try:
         # Not document.decode, which would lose what is no UTF-8 in a call's environment.
         document: object = json.loads(content)
