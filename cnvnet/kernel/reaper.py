@@ -11,9 +11,9 @@ from cnvnet.kernel.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
 # Links gather until nobody has retired one for a moment, but not for longer than this: a burst of deletions
-# becomes a few messages, each of which holds up whoever changes links.
-_QUIET: Final = 0.002
-_GATHERING: Final = 0.03
+# becomes one message or a few, each of which holds up whoever changes links for 20 ms.
+_QUIET: Final = 0.005
+_GATHERING: Final = 0.2
 # After a refusal, which nothing but a lack of memory explains.
 _PAUSE: Final = 1.0
 
@@ -60,10 +60,11 @@ class ReaperThread:
 
     def _gather(self) -> None:
         deadline = time.monotonic() + _GATHERING
-        # Cleared before the deed: a link retired meanwhile is taken along or asks again.
-        self._wanted.clear()
-        while self._wanted.wait(_QUIET) and not self._closing.is_set() and time.monotonic() < deadline:
+        while self._wanted.is_set() and not self._closing.is_set() and time.monotonic() < deadline:
+            # Cleared before the deed: a link retired meanwhile is taken along or asks again.
             self._wanted.clear()
+            # Not woken by each of them, which would take the interpreter from the call that retires it.
+            self._closing.wait(_QUIET)
 
     def _sweep(self) -> bool:
         try:
