@@ -30,8 +30,8 @@ def world(node: Node) -> Sandbox:
     return world
 
 
-def reaches(pod: Sandbox, destination: str, *, seconds: int = 5) -> bool:
-    """Whether an answer comes in time; duplicate detection on the node's bridge takes two seconds."""
+def reaches(pod: Sandbox, destination: str, *, seconds: int = 20) -> bool:
+    """Whether an answer comes in time; duplicate detection on the bridge takes two seconds or more."""
     return pod.run("ping", "-qc1", f"-w{seconds}", destination, check=False).returncode == 0
 
 

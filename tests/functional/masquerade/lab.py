@@ -139,8 +139,9 @@ class Lab:
         for side in sides:
             pod.run("ip", "addr", "add", f"{side.pod}/{_length(side)}", "dev", "eth0", *_nodad(side))
         deadline = time.monotonic() + PATIENCE
-        # The kernel takes note of a carrier a while after it is there.
-        while up and (pod.link("eth0") or {})["operstate"] != "UP":
+        # The kernel takes note of a carrier a while after it is there, and last makes a route for groups.
+        groups = ("-6", "route", "show", "table", "local", "dev", "eth0", "type", "multicast")
+        while up and not pod.ip(*groups):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         return pod
