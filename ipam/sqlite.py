@@ -101,6 +101,8 @@ class Sqlite:
                 connection = self._open()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
+                    # A newer program may have been here since the last call.
+                    _schema(connection, self.name)
                     yield SqliteLedger(connection)
                     connection.execute("COMMIT")
                 finally:
@@ -212,7 +214,6 @@ class Sqlite:
         import sqlite3
 
         if self._connection is not None and self._identity == _identity(self.name):
-            _schema(self._connection, self.name)  # a newer program may have been here since the last call
             return self._connection
         self.close()
         try:
