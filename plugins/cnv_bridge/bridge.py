@@ -33,10 +33,14 @@ def ensure_gateway(
     wanted: Sequence[plan.InterfaceAddress],
 ) -> Link:
     """The link with the gateway addresses: the bridge, or for a VLAN the outer end of a veth into it."""
-    with attachments.shared(f"bridge-{config.bridge}"):
-        link = _ensure_vlan_link(host, config, bridge) if config.vlan else bridge
-        present = host.addresses(link.ifindex)
-        host.apply(*plan.plan_gateway(config, link, present, wanted, plan.local_mac(os.urandom(6))))
+    link = bridge
+    if not config.vlan and plan.is_gateway(bridge, host.addresses(bridge.ifindex), wanted):
+        host.apply(ChangeLink(bridge.ifindex, mac=bridge.mac))
+    else:
+        with attachments.shared(f"bridge-{config.bridge}"):
+            link = _ensure_vlan_link(host, config, bridge) if config.vlan else bridge
+            present = host.addresses(link.ifindex)
+            host.apply(*plan.plan_gateway(config, link, present, wanted, plan.local_mac(os.urandom(6))))
     apply_settings(host, plan.forwarding(wanted))
     return link
 

@@ -204,6 +204,12 @@ def gateways(config: Config, result: Result) -> tuple[InterfaceAddress, ...]:
     return tuple(sorted(found, key=lambda address: address.version))
 
 
+def is_gateway(bridge: Link, present: Iterable[Address], wanted: Iterable[InterfaceAddress]) -> bool:
+    """Whether nothing is missing, unless its MAC still follows its ports, which the kernel does not tell."""
+    there = {address.address for address in present}
+    return bridge.mac != _UNSET_MAC and there.issuperset(wanted)
+
+
 def plan_gateway(
     config: Config, link: Link, present: Iterable[Address], wanted: Sequence[InterfaceAddress], mac: str
 ) -> tuple[Operation, ...]:
