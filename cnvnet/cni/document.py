@@ -60,10 +60,7 @@ def decode_object(raw: bytes) -> Mapping[str, Any]:
 
 def encode(value: object, *, indent: bool = True) -> bytes:
     """The document as Go prints it: compact or indented by four spaces, and safe inside HTML."""
-    separators = (",", ": ") if indent else (",", ":")
-    text = json.dumps(
-        value, ensure_ascii=False, allow_nan=False, indent=4 if indent else None, separators=separators
-    )
+    text = _indented(value, "\n") if indent else _compact(value)
     for character, escape in _HTML:
         text = text.replace(character, escape)
     try:
@@ -71,6 +68,19 @@ def encode(value: object, *, indent: bool = True) -> bytes:
     except UnicodeEncodeError:
         # Bytes of the environment that are no UTF-8 (surrogateescape): U+FFFD each, as in Go.
         return printable(text).encode()
+
+
+def _indented(value: object, margin: str) -> str:
+    """Twice as fast as json's own way, for its encoder in C does not indent."""
+    inner = margin + "    "
+    if isinstance(value, dict) and value:
+        items = cast("Mapping[str, object]", value).items()
+        members = [f"{_compact(key)}: {_indented(item, inner)}" for key, item in items]
+        return f"{{{inner}{f',{inner}'.join(members)}{margin}}}"
+    if isinstance(value, list | tuple) and value:
+        elements = [_indented(item, inner) for item in cast("Sequence[object]", value)]
+        return f"[{inner}{f',{inner}'.join(elements)}{margin}]"
+    return _compact(value)
 
 
 def error_document(error: CNIError, cni_version: str = "") -> dict[str, Any]:
@@ -110,6 +120,7 @@ def quoted_list(texts: Sequence[str]) -> str:
     return "[" + " ".join(quoted(text) for text in texts) + "]"
 
 
+_compact: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _HTML = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 _GO_ESCAPES = {
     '"': '\\"',

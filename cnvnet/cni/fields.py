@@ -9,6 +9,7 @@ got an integer".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, cast
 
@@ -40,11 +41,11 @@ class Fields:
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
-        return _fold(key) in self._values
+        return _known(key) in self._values
 
     def raw(self, key: str) -> Any:  # noqa: ANN401 -- what the document says, whatever it is
         """The decoded value as it is; None when absent."""
-        return self._values.get(_fold(key))
+        return self._values.get(_known(key))
 
     def text(self, key: str, default: str = "") -> str:
         value = self.raw(key)
@@ -255,3 +256,7 @@ def _fold(key: str) -> str:
     # Go folds by Unicode's simple rules; the only non-ASCII letters that fold to ASCII are the Kelvin sign
     # (lower() does it) and the long s.
     return key.lower() if key.isascii() else key.lower().replace("ſ", "s")
+
+
+# Of the keys that parsers ask for, again and again; those of documents could be of any length.
+_known = cache(_fold)
