@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final, NamedTuple
 
 from cnvnet import attachments, caller
@@ -152,13 +152,18 @@ class Calls:
         return True
 
     def _run(self, job: _Job) -> None:
-        with closing(job.connection), caller.acting_for(job.remote), provider.served_by(self._service):
+        with (
+            self._passage(job) as leave,
+            closing(job.connection),
+            caller.acting_for(job.remote),
+            provider.served_by(self._service),
+        ):
             is_add = job.env.get("CNI_COMMAND") == "ADD"
             if is_add and job.connection.is_gone():
                 log.info("an ADD whose caller has gone was not run", **_who(job))
                 return
             try:
-                response = self._behind_others(job, job.env)
+                response = self._respond(job, job.env)
             except LostNamespace as e:
                 # As after a kill -9: the record tells the next call what to do.
                 self._send(job, _later(f"the agent has lost the thread that ran this call: {e}"))
@@ -166,16 +171,21 @@ class Calls:
             heard = self._send(job, response)
             if not (is_add and response.exit == 0):
                 return
+            leave()
             if not heard or job.connection.was_left_unread(_READING):
                 log.warning("nobody has taken the result of an ADD: it is undone", **_who(job))
-                self._behind_others(job, {**job.env, "CNI_COMMAND": "DEL"})
+                with self._passage(job):
+                    self._respond(job, {**job.env, "CNI_COMMAND": "DEL"})
 
-    def _behind_others(self, job: _Job, env: Mapping[str, str]) -> Response:
-        if env.get("CNI_COMMAND") not in _OF_ATTACHMENTS:
-            return self._respond(job, env)
+    @contextmanager
+    def _passage(self, job: _Job) -> Generator[Callable[[], None]]:
+        """One call behind the other from its beginning to its answer. What it gives lets others go on."""
+        if job.env.get("CNI_COMMAND") not in _OF_ATTACHMENTS:
+            yield lambda: None
+            return
         with self._lane.passage() as leave:
             job.remote.before_program = leave
-            return self._respond(job, env)
+            yield leave
 
     def _respond(self, job: _Job, env: Mapping[str, str]) -> Response:
         plugin = job.call.argv0
