@@ -11,8 +11,8 @@ from cnvnet.kernel.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
 # Links gather until nobody has retired one for a moment, but not for longer than this: a burst of deletions
-# becomes one message or a few, each of which holds up whoever changes links for 20 ms.
-_QUIET: Final = 0.005
+# becomes one message or a few, each of which holds up whoever changes links.
+_QUIET: Final = 0.002
 _GATHERING: Final = 0.2
 # After a refusal, which nothing but a lack of memory explains.
 _PAUSE: Final = 1.0
