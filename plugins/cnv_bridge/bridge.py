@@ -34,9 +34,7 @@ def ensure_gateway(
 ) -> Link:
     """The link with the gateway addresses: the bridge, or for a VLAN the outer end of a veth into it."""
     link = bridge
-    if not config.vlan and plan.is_gateway(bridge, host.addresses(bridge.ifindex), wanted):
-        host.apply(ChangeLink(bridge.ifindex, mac=bridge.mac))
-    else:
+    if config.vlan or not plan.is_gateway(bridge, host.addresses(bridge.ifindex), wanted):
         with attachments.shared(f"bridge-{config.bridge}"):
             link = _ensure_vlan_link(host, config, bridge) if config.vlan else bridge
             present = host.addresses(link.ifindex)

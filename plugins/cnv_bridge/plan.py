@@ -205,7 +205,7 @@ def gateways(config: Config, result: Result) -> tuple[InterfaceAddress, ...]:
 
 
 def is_gateway(bridge: Link, present: Iterable[Address], wanted: Iterable[InterfaceAddress]) -> bool:
-    """Whether nothing is missing, unless its MAC still follows its ports, which the kernel does not tell."""
+    """Whether nothing is missing."""
     there = {address.address for address in present}
     return bridge.mac != _UNSET_MAC and there.issuperset(wanted)
 
@@ -213,12 +213,13 @@ def is_gateway(bridge: Link, present: Iterable[Address], wanted: Iterable[Interf
 def plan_gateway(
     config: Config, link: Link, present: Iterable[Address], wanted: Sequence[InterfaceAddress], mac: str
 ) -> tuple[Operation, ...]:
-    """The wanted addresses on the gateway's link, and a MAC that stays the same whatever ports come and go.
+    """The wanted addresses on the gateway's link, and with the first a MAC that no port's coming changes.
 
-    Conflicts are those of the reference: any other IPv4 address, and an IPv6 one whose network overlaps.
+    The kernel forgets the neighbours of a link whose MAC is set, even to the one that it has: so it is set
+    with new addresses only, as in the reference. Conflicts are those of the reference: any other IPv4
+    address, and an IPv6 one whose network overlaps.
     """
-    # A bridge whose last port has gone has no MAC at all, and the kernel does not take that one back.
-    operations: list[Operation] = [ChangeLink(link.ifindex, mac=mac if link.mac == _UNSET_MAC else link.mac)]
+    operations: list[Operation] = []
     there = [address.address for address in present]
     for address in wanted:
         if address in there:
@@ -229,7 +230,10 @@ def plan_gateway(
         operations += [DeleteAddress(link.ifindex, other) for other in conflicts]
         operations.append(AddAddress(link.ifindex, address))
         there = [other for other in there if other not in conflicts] + [address]
-    return tuple(operations)
+    if link.mac == _UNSET_MAC:
+        # A bridge whose last port has gone has no MAC at all, and the kernel does not take that one back.
+        return ChangeLink(link.ifindex, mac=mac), *operations
+    return (ChangeLink(link.ifindex, mac=link.mac), *operations) if operations else ()
 
 
 def not_a_vlan_link(name: str) -> InvalidConfig:

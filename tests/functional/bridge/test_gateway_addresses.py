@@ -100,6 +100,23 @@ def test_a_gateway_is_added_deleted_and_added_again(node: Node, pod: Sandbox, pr
         assert ports(node) == []
 
 
+@pytest.mark.parametrize("keys", [{}, {"ipMasq": True}], ids=["gateway", "masquerade"])
+def test_what_the_node_knows_of_its_pods_stays_when_others_come_and_go(
+    node: Node, program: str, keys: dict[str, Any]
+) -> None:
+    """The kernel forgets all neighbours of a link whose MAC is set, to the one that it has, too."""
+    network = Network(node, program, isGateway=True, ipam=host_local(node, "10.1.2.0/24"), **keys)
+    network.add(node.pod()).ok()
+    known = {"10.1.2.200": "permanent", "10.1.2.201": "reachable"}
+    for ip, state in known.items():
+        node.run("ip", "neigh", "add", ip, "lladdr", "02:00:00:00:00:01", "nud", state, "dev", "bridge0")
+    other = node.pod()
+    network.add(other, container_id="other").ok()
+    assert {each["dst"] for each in node.ip("neigh", "show", "dev", "bridge0")} >= known.keys()
+    network.delete(other, container_id="other").ok()
+    assert {each["dst"] for each in node.ip("neigh", "show", "dev", "bridge0")} >= known.keys()
+
+
 def test_two_pods_and_the_node_reach_each_other(node: Node, program: str) -> None:
     network = Network(
         node, program, isDefaultGateway=True, ipam=host_local(node, "10.1.2.0/24", "fd00::/64")

@@ -307,8 +307,8 @@ class TestGatewayAddresses:
         interfaces = [ip_interface(text) for text in wanted]
         return plan.plan_gateway(config, a_bridge(), present, interfaces, MAC)
 
-    def test_what_is_there_is_left_alone_but_the_mac_is_pinned(self) -> None:
-        assert self.planned(addresses("10.0.0.1/24"), "10.0.0.1/24") == (self.PIN,)
+    def test_what_is_there_is_left_alone(self) -> None:
+        assert self.planned(addresses("10.0.0.1/24"), "10.0.0.1/24") == ()
 
     def test_a_bridge_that_lost_its_mac_gets_another(self) -> None:
         config = parse(ipam=IPAM, isGateway=True)
