@@ -128,6 +128,8 @@ def _dns(ipam: Fields, dns: DNS) -> DNS:
     where = ipam.path("resolvConf")
     if ipam.has("dns"):
         raise InvalidConfig(f"{where}: {ipam.path('dns')} is given too")
+    if not os.path.isabs(path):
+        raise InvalidConfig(f"{where}: not an absolute path")
     try:
         with open(path, encoding="utf-8", errors="replace", opener=caller.open_path) as file:
             return _resolv_conf(file)

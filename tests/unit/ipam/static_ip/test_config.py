@@ -343,6 +343,7 @@ WRONG_REPORTS: list[tuple[Any, str]] = [
     ({"resolvConf": 7}, "ipam.resolvConf: expected a string, got an integer"),
     ({"resolvConf": "/nowhere/x"}, "ipam.resolvConf: /nowhere/x: no such file or directory"),
     ({"resolvConf": "/x", "dns": {}}, "ipam.resolvConf: ipam.dns is given too"),
+    ({"resolvConf": "resolv.conf"}, "ipam.resolvConf: not an absolute path"),
 ]
 
 
