@@ -62,10 +62,12 @@ class CnvBridge:
         from cnvnet.plugins.cnv_bridge import check
 
         config = Config.parse(request)
-        with self._attachments.locked(self._key(request), optional=True) as slot, ExitStack() as opened:
+        with ExitStack() as opened:
             sides = self._sides(opened, request.netns)
+            # It may take long: before the lock, for which DEL and the upkeep of the guards would wait.
             if config.ipam_type:
                 self._choose_ipam(config.ipam_type).check(request)
+            slot = opened.enter_context(self._attachments.locked(self._key(request), optional=True))
             result = check.required(previous(request))
             ends = check.check_links(sides.host, sides.pod, request, config, result)
             check.check_vlans(sides.host, config, ends)

@@ -66,9 +66,9 @@ class Started:
 
 
 class Ipam:
-    """A foreign address manager: calls are lines in `log`, and ADD waits while there is a file `hold`."""
+    """A foreign address manager: calls are lines in `log`, and one command waits while there is a `hold`."""
 
-    def __init__(self, folder: Path, name: str = "slow-ipam") -> None:
+    def __init__(self, folder: Path, name: str = "slow-ipam", *, waits: str = "ADD") -> None:
         self.name = name
         self.folder = folder / "bin"
         self.folder.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ class Ipam:
         program.write_text(
             "#!/bin/sh\n"
             f'echo "$CNI_COMMAND $CNI_CONTAINERID begin" >>{self.log}\n'
-            f'while [ "$CNI_COMMAND" = ADD ] && [ -e {self.hold} ]; do sleep 0.3; done\n'
+            f'while [ "$CNI_COMMAND" = {waits} ] && [ -e {self.hold} ]; do sleep 0.3; done\n'
             f'echo "$CNI_COMMAND $CNI_CONTAINERID end" >>{self.log}\n'
             '[ "$CNI_COMMAND" = ADD ] || exit 0\n'
             """echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/16"}]}'\n"""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.nft import Nft, open_nft
 from cnvnet.kernel.nft_events import Changes
 from cnvnet.plugins.cnv_bridge import guards, restoration
+from tests.functional.agent.calls import Ipam, cni, start
 from tests.functional.agent.lab import (
     RunningAgent,
     capabilities_of_the_unit,
@@ -216,6 +218,22 @@ def test_what_an_executable_deletes_is_not_even_looked_at(node: Node) -> None:
         assert changes.take()
     finally:
         changes.close()
+
+
+def test_a_check_whose_address_manager_is_stuck_keeps_no_guards_away(node: Node, tmp_path: Path) -> None:
+    ipam = Ipam(tmp_path, waits="CHECK")
+    pod, keys = node.pod(), {**ipam.keys, "macspoofchk": True}
+    with running_agent(node):
+        added = cni(node, "ADD", pod, config=keys, cni_path=str(ipam.folder)).ok()
+        before = ruleset(node)
+        ipam.hold.touch()
+        check = start(node, "CHECK", pod, {**keys, "prevResult": added}, **ipam.path)
+        assert eventually(lambda: ipam.calls()[-1] == "CHECK dummy-0 begin")
+        node.run("nft", "flush ruleset")
+        assert eventually(lambda: without_counters(ruleset(node)) == without_counters(before))
+        assert check.process.poll() is None
+        ipam.hold.unlink()
+        check.outcome().ok()
 
 
 def test_a_port_that_has_gone_gets_no_elements(guarded: Guarded) -> None:
