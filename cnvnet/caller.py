@@ -18,13 +18,11 @@ from typing import NamedTuple, Protocol
 class Program(NamedTuple):
     """How a program of the caller's is started.
 
-    `path` and `argv` are what is executed, `inherited` the descriptors that it needs for that. After
-    `seconds` (None: never) it is killed.
+    `path` and `argv` are what is executed. After `seconds` (None: never) it is killed.
     """
 
     path: str
     argv: list[str]
-    inherited: tuple[int, ...] = ()
     seconds: float | None = None
 
 

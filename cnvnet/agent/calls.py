@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
@@ -35,6 +36,8 @@ from cnvnet.plugins.cnv_bridge.config import OWN_IPAM
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OF_ATTACHMENTS: Final = ("ADD", "CHECK", "DEL")
 _OF_NO_PLUGIN: Final = ("", "VERSION")
+# Descriptors that the calls which run may need.
+_OF_RUNNING: Final = 256
 # How long a launcher may take to read the result of an ADD; it does nothing else.
 _READING: Final = 1.0
 # An answer has room for 16 MiB in base64, and diagnostics are the part that nothing depends on.
@@ -66,6 +69,7 @@ class Calls:
         self._turns: Turns[_Job] = Turns()
         self._lane = Lane()
         self._closed = False
+        self._highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OF_RUNNING
 
     def take(self, document: Document, connection: Connection) -> bool:
         """Runs a call or lets it wait; the connection is ours from now on, and closed in the end.
@@ -74,8 +78,10 @@ class Calls:
         cases the connection still is the other's.
         """
         job = self._job(document, connection)
-        if job is None or self._closed:
+        if job is None or self._closed or self._is_crowded(connection):
             return False
+        # What was sent may be large, and whoever has read it holds it until the call is over.
+        document.clear()
         if job.env.get("CNI_COMMAND", "") in _OF_NO_PLUGIN:
             self._run(job)
             return True
@@ -124,13 +130,21 @@ class Calls:
                 return
             subject, job = following
 
+    def _is_crowded(self, connection: Connection) -> bool:
+        """Whether calls that run might soon find no descriptor left."""
+        # The kernel gives the lowest that is free.
+        if max(connection.descriptors) < self._highest:
+            return False
+        log.warning("a call was turned away: too many files are open", remedy="LimitNOFILE=, ulimit -n")
+        return True
+
     def _job(self, document: Document, connection: Connection) -> _Job | None:
         """None for a call that is not for this agent."""
         try:
             call = forwarding.decode_call(document)
         except Unintelligible as e:
             raise CNIError(DECODING_FAILURE, str(e)) from e
-        if call is None or call.argv0 not in self._plugins:
+        if call is None or call.argv0 not in self._plugins or not _is_elsewhere_the_same(call):
             return None
         if len(connection.descriptors) != len(call.fds) or not {"self", "mnt", "root"} <= {*call.fds}:
             raise CNIError(DECODING_FAILURE, "fds: not what came along")
@@ -242,6 +256,11 @@ def _network(stdin: bytes) -> str:
     except (ValueError, RecursionError, KeyError, TypeError):
         return ""
     return name if isinstance(name, str) else ""
+
+
+def _is_elsewhere_the_same(call: Call) -> bool:
+    """Whether no path depends on the folder that the caller is in, which is not sent along."""
+    return all(path[:1] in ("/", "") for path in call.env.get("CNI_PATH", "").split(os.pathsep))
 
 
 def _lease_folder(call: Call) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import select
@@ -43,9 +44,9 @@ class Connection:
         peer = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.pid, self.uid, _ = cast("tuple[int, int, int]", _UCRED.unpack(peer))
 
-    def receive(self) -> Document:
+    def receive(self, seconds: float = SECONDS) -> Document:
         """OSError, EOFError: the caller has gone or is too slow. CNIError 6: it is no request."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         received = self._first(deadline)
         self._fill(received, _LENGTH, deadline)
         size = int.from_bytes(received[:_LENGTH], "big")
@@ -55,10 +56,10 @@ class Connection:
         if size <= _LARGE:
             self._fill(received, end, deadline)
             return _decoded(received[_LENGTH:end])
-        if not _one_large.acquire(timeout=SECONDS):
+        if not _one_large.acquire(timeout=seconds):
             raise TimeoutError("other large requests come first")
         try:
-            self._fill(received, end, time.monotonic() + SECONDS)
+            self._fill(received, end, time.monotonic() + seconds)
             return _decoded(received[_LENGTH:end])
         finally:
             _one_large.release()
@@ -114,6 +115,8 @@ class Connection:
                 numbers = array.array("i")
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                 self.descriptors += numbers
+        if flags & socket.MSG_CTRUNC and len(self.descriptors) < len(DESCRIPTORS):
+            raise OSError(errno.EMFILE, "no room for the caller's descriptors")
         if flags & socket.MSG_CTRUNC:
             raise CNIError(DECODING_FAILURE, f"more descriptors than {', '.join(DESCRIPTORS)}")
         if not byte:

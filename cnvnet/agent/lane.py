@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 # Seconds for which a call lets another one go before it: many times what one takes.
-_PATIENCE: Final = 0.05
+_PATIENCE: Final = 0.1
 
 
 class Lane:

@@ -32,6 +32,8 @@ from cnvnet.plugins.cnv_bridge import restoration
 _LOOK: Final = 1.0
 # Each call that waits has five, and 4,096 may; systemd's unit says the same.
 _DESCRIPTORS: Final = 65536
+# An idle one has 90.
+_FEWEST: Final = 512
 
 
 class Options(NamedTuple):
@@ -156,10 +158,12 @@ class Agent:
                 return
 
 
-def _raise_limit() -> None:
-    """Whoever starts an agent on demand may have descriptors for a few hundred calls only."""
+def _raise_limit() -> int:
+    """How many descriptors we may have: who starts an agent on demand may have them for few calls only."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, _DESCRIPTORS)), most))
+    limit = max(now, min(most, _DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    return limit
 
 
 def _open_door(options: Options) -> Listener:
@@ -210,7 +214,11 @@ def command(
     path = os.path.abspath(socket) if socket else os.path.join(rundir, "agent.sock")
     options = Options(rundir, path, metrics_address, idle_exit)
     os.chdir("/")
-    _raise_limit()
+    if (limit := _raise_limit()) < _FEWEST:
+        log.error(
+            "cannot start", error=f"{limit} open files are too few", remedy=f"ulimit -n {_DESCRIPTORS}"
+        )
+        sys.exit(1)
     try:
         lock = listener.lock(rundir)
         door = _open_door(options)

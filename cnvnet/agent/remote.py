@@ -78,10 +78,12 @@ class Remote:
         if self.before_program is not None:
             self.before_program()
         if self.same_view:
-            return Program(path, [path], seconds=_SECONDS)
-        there = (f"--mount=/proc/self/fd/{self._mounts}", f"--root=/proc/self/fd/{self._root}")
+            return Program(path, [path], _SECONDS)
+        # By their names here: the program would inherit what nsenter does.
+        here = f"/proc/{os.getpid()}/fd"
+        there = (f"--mount={here}/{self._mounts}", f"--root={here}/{self._root}")
         nsenter = self._home.nsenter
-        return Program(nsenter, [nsenter, *there, "--", path], (self._mounts, self._root), _SECONDS)
+        return Program(nsenter, [nsenter, *there, "--", path], _SECONDS)
 
     def shares(self, folder: str) -> bool:
         """Whether a folder is the same for caller and agent, or would be once it is made."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cnvnet.agent import log
-from cnvnet.agent.connection import Connection, Document
+from cnvnet.agent.connection import SECONDS, Connection, Document
 from cnvnet.agent.foreman import Foreman
 from cnvnet.agent.turns import PLACES
 from cnvnet.cni.errors import INTERNAL, CNIError
@@ -27,8 +27,10 @@ VERSION: Final = 1
 _WORKERS: Final = PLACES + 4
 # Whoever runs a call ends it first, and a program that it has started takes its time.
 _LAST_CALLS: Final = 60.0
-# What callers who come last have to say anything at all, all together; a launcher does so at once.
+# What callers who come last have for their requests, all together, and each of them at least: a launcher's
+# is there at once.
 _LAST_WORDS: Final = 1.0
+_WORD: Final = 0.02
 
 
 class Kind(NamedTuple):
@@ -86,7 +88,7 @@ class Server:
         """Requests that are being worked on are finished, and nobody else is heard.
 
         Where nobody will accept at the socket again (`for_good`), those who are connected already are, if
-        they say something.
+        they say at once what they want.
         """
         self._stopping = True
         os.eventfd_write(self._wake, 1)
@@ -104,10 +106,7 @@ class Server:
                 connected, _ = self._listening.accept()
             except OSError:
                 return
-            if _speaks(connected, deadline):
-                self._serve(connected)
-            else:
-                connected.close()
+            self._serve(connected, max(_WORD, deadline - time.monotonic()))
 
     def is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
@@ -142,7 +141,7 @@ class Server:
                 continue
             self._serve(connected)
 
-    def _serve(self, connected: socket.socket) -> None:
+    def _serve(self, connected: socket.socket, seconds: float = SECONDS) -> None:
         self.last_call = time.monotonic()
         connection = Connection(connected)
         taken = False
@@ -153,7 +152,7 @@ class Server:
                 )
                 self._observe("refused", 1)
                 return
-            document = connection.receive()
+            document = connection.receive(seconds)
             is_call = document.get("v") == VERSION and "argv0" in document
             taken = is_call and self._take is not None and self._take(document, connection)
             if not taken:
@@ -192,12 +191,6 @@ class Server:
             self._observe(kind.label, code)
             took = round((time.monotonic() - begun) * 1000, 1)
             log.debug("request", request=kind.label, code=code, ms=took)
-
-
-def _speaks(connected: socket.socket, deadline: float) -> bool:
-    poll = select.poll()
-    poll.register(connected, select.POLLIN)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _worker(work: Callable[..., None], *args: object) -> threading.Thread:

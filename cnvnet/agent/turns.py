@@ -1,7 +1,7 @@
 """Which of the calls that have come may run now: pure bookkeeping, under one lock.
 
 Calls of one attachment run one after the other, in the order they came. A network, whose addresses may
-come from a slow program, gets some of the places only, so that others find one free.
+come from a slow program, gets a part of the places only, so that others find one free.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from collections import Counter
 from typing import Final, Generic, NamedTuple, TypeVar
 
 # Calls that run at the same time; a worker that is stuck keeps its place. Those that work do so one behind
-# the other (cnvnet.agent.lane): the places are for the stuck ones, of ten networks at once.
+# the other (cnvnet.agent.lane): the places are for those that wait for a program. A network has so many for
+# itself, and more while there is room for those of others.
 PLACES: Final = 64
 PLACES_OF_NETWORK: Final = 6
+PLACES_FOR_ANY: Final = 24
 # What may wait: calls, and bytes of their configurations.
 _CALLS: Final = 4096
 _BYTES: Final = 64 * 1024 * 1024
+# Bytes of the larger configurations of those that run, each of which takes eight times as much memory.
+_LARGE: Final = 64 * 1024
+_LARGE_BYTES: Final = 8 * 1024 * 1024
 
 J = TypeVar("J")
 
@@ -35,7 +40,8 @@ class Full(Exception):
 
 class Turns(Generic[J]):
     """Several threads call it. At every moment all that may run does: each place that becomes free lets at
-    most one call in, which `done` hands to the thread that had the place.
+    most one call in, which `done` hands to the thread that had the place. Of calls with large configurations
+    it may let several in, one with each call that ends.
     """
 
     def __init__(self) -> None:
@@ -45,6 +51,7 @@ class Turns(Generic[J]):
         self._bytes = 0
         self._number = 0
         self._running = 0
+        self._large = 0
         self._of_network: Counter[str] = Counter()
         self._busy: set[tuple[str, tuple[str, str]]] = set()
 
@@ -94,6 +101,7 @@ class Turns(Generic[J]):
 
     def _leave(self, subject: Subject) -> None:
         self._running -= 1
+        self._large -= _large(subject)
         self._of_network[subject.network] -= 1
         if not self._of_network[subject.network]:
             del self._of_network[subject.network]
@@ -101,20 +109,32 @@ class Turns(Generic[J]):
             self._busy.discard((subject.network, subject.attachment))
 
     def _next(self) -> tuple[Subject, J] | None:
-        for number, (candidate, job) in self._waiting.items():
+        first: int | None = None
+        for number, (candidate, _) in self._waiting.items():
             if self._is_free(candidate):
-                del self._waiting[number]
-                self._bytes -= candidate.size
-                self._take(candidate)
-                return candidate, job
-        return None
+                # Whoever has a right to it comes first: after another one he would still be free to run.
+                if self._has_right(candidate):
+                    return self._let_in(number)
+                first = number if first is None else first
+        return None if first is None else self._let_in(first)
+
+    def _let_in(self, number: int) -> tuple[Subject, J]:
+        subject, job = self._waiting.pop(number)
+        self._bytes -= subject.size
+        self._take(subject)
+        return subject, job
 
     def _is_free(self, subject: Subject) -> bool:
+        large = _large(subject)
         return (
             self._running < PLACES
-            and self._of_network[subject.network] < PLACES_OF_NETWORK
+            and (self._running < PLACES_FOR_ANY or self._has_right(subject))
+            and (not large or not self._large or self._large + large <= _LARGE_BYTES)
             and (subject.attachment is None or (subject.network, subject.attachment) not in self._busy)
         )
+
+    def _has_right(self, subject: Subject) -> bool:
+        return self._of_network[subject.network] < PLACES_OF_NETWORK
 
     def _is_awaited(self, subject: Subject) -> bool:
         return subject.attachment is not None and any(
@@ -124,6 +144,12 @@ class Turns(Generic[J]):
 
     def _take(self, subject: Subject) -> None:
         self._running += 1
+        self._large += _large(subject)
         self._of_network[subject.network] += 1
         if subject.attachment is not None:
             self._busy.add((subject.network, subject.attachment))
+
+
+def _large(subject: Subject) -> int:
+    """The bytes of a large configuration."""
+    return subject.size if subject.size > _LARGE else 0

@@ -185,8 +185,6 @@ def _spawn(program: Program, env: Mapping[str, str], stdin: bytes) -> Ended:
         # Each pipe is (read, write); the child reads the first and writes the others.
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         actions = [(os.POSIX_SPAWN_DUP2, end.fileno(), number) for number, end in enumerate(theirs)]
-        # Onto itself: that keeps it open.
-        actions += [(os.POSIX_SPAWN_DUP2, number, number) for number in program.inherited]
         pid = os.posix_spawn(
             program.path,
             program.argv,

@@ -53,6 +53,18 @@ def test_calls_start_no_program_and_load_no_module(node: Node, tmp_path: Path) -
     assert not [line for line in lines if "execve" in line or ".py" in line]
 
 
+@pytest.mark.parametrize("kind", ["c", "python"])
+def test_a_call_with_a_relative_cni_path_is_its_launchers(node: Node, tmp_path: Path, kind: str) -> None:
+    """The agent is in another folder."""
+    ipam, pod = Ipam(tmp_path), node.pod()
+    with running_agent(node) as agent:
+        for command in ("ADD", "DEL"):
+            within = ("env", f"--chdir={tmp_path}")
+            cni(node, command, pod, kind, config=ipam.keys, cni_path="/nowhere:./bin", within=within).ok()
+        assert ipam.calls()[-1] == "DEL dummy-0 end"
+        assert ran(agent) == 0
+
+
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_call_syncs_its_leases_once(node: Node, tmp_path: Path, command: str) -> None:
     """SQLite does so for each transaction."""

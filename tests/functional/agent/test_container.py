@@ -98,6 +98,20 @@ def test_a_foreign_address_manager_sees_what_its_caller_sees(node: Node, tmp_pat
         assert ran(agent) == 3
 
 
+def test_a_foreign_address_manager_inherits_its_pipes_only(node: Node, tmp_path: Path) -> None:
+    pod, listed = node.pod(), tmp_path / "listed"
+    ipam = Ipam(tmp_path)
+    program = ipam.folder / ipam.name
+    program.write_text(
+        program.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\nls /proc/self/fd >{listed}\n")
+    )
+    with contained_agent(node):
+        cni(node, "ADD", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
+        # And the folder that is listed.
+        assert listed.read_text().split() == ["0", "1", "2", "3"]
+        cni(node, "DEL", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
+
+
 def test_a_namespace_that_only_the_record_knows_is_found(lab: Lab) -> None:
     pod = lab.pod()
     with contained_agent(lab.node) as agent:

@@ -248,6 +248,14 @@ def test_sigterm_ends_it_and_sighup_does_not(node: Node) -> None:
         assert not is_there(loop)
 
 
+def test_it_does_not_begin_what_it_could_not_serve(node: Node) -> None:
+    command = ("prlimit", "--nofile=200:200", executable("cnvnet-agent"), "--rundir", str(node.rundir))
+    done = node.run(*command, check=False)
+    assert done.returncode == 1
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert (said["error"], said["remedy"]) == ("200 open files are too few", "ulimit -n 65536")
+
+
 def test_there_is_one_for_a_rundir_and_it_replaces_a_dead_ones_socket(node: Node) -> None:
     with running_agent(node) as agent:
         second = node.run(executable("cnvnet-agent"), "--rundir", str(node.rundir), check=False)

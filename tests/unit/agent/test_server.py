@@ -68,6 +68,7 @@ def test_whoever_is_silent_does_not_keep_it_from_ending(
         callers = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)]
         for each in callers:
             each.connect(str(tmp_path / "agent.sock"))
+        callers[1].sendall(b"\0")
         content = json.dumps({"v": 1, "do": "echo", "say": "late"}).encode()
         callers[2].sendall(len(content).to_bytes(4, "big") + content)
         door.hide()

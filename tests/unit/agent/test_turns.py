@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import pytest
 
 from cnvnet.agent import turns
-from cnvnet.agent.turns import PLACES, PLACES_OF_NETWORK, Full, Subject, Turns
+from cnvnet.agent.turns import PLACES, PLACES_FOR_ANY, PLACES_OF_NETWORK, Full, Subject, Turns
 
 
 def of(attachment: str, network: str = "net", size: int = 10) -> Subject:
@@ -41,14 +40,47 @@ def test_the_place_of_a_lost_thread_is_for_whoever_waits() -> None:
 
 def test_a_network_leaves_places_to_others() -> None:
     made: Turns[int] = Turns()
-    for number in range(PLACES_OF_NETWORK):
+    for number in range(PLACES_FOR_ANY):
         assert made.begin(of(str(number)), number)
     assert not made.begin(of("more"), 98)
     assert not made.begin(of("more"), 99)
-    assert made.begin(of("more", "other"), 100)
-    # The second of one attachment does not overtake the first, though its attachment is free.
+    for network in "abcdef":
+        for number in range(PLACES_OF_NETWORK):
+            assert made.begin(of(str(number), network), 100 + number)
+        assert not made.begin(of("more", network), 200)
+    for number in range(4):
+        assert made.begin(of(str(number), "last"), 300 + number)
+    assert not made.begin(of("4", "last"), 304)
+    assert made.running() == PLACES
+    # One that has its six waits until few run; one that has not comes first.
+    assert made.done(of("0")) == (of("4", "last"), 304)
+    assert made.done(of("0", "a")) == (of("more", "a"), 200)
+    assert made.done(of("1")) is None
+
+
+def test_the_second_of_an_attachment_does_not_overtake_the_first() -> None:
+    made: Turns[int] = Turns()
+    for number in range(PLACES_FOR_ANY):
+        assert made.begin(of(str(number)), number)
+    assert not made.begin(of("more"), 98)
+    assert not made.begin(of("more"), 99)
     assert made.done(of("0")) == (of("more"), 98)
     assert made.done(of("more")) == (of("more"), 99)
+
+
+def test_large_configurations_run_a_few_at_a_time() -> None:
+    made: Turns[int] = Turns()
+    megabyte = 1024 * 1024
+    assert made.begin(of("a", size=16 * megabyte), 1)
+    assert not made.begin(of("b", size=3 * megabyte), 2)
+    assert not made.begin(of("c", size=3 * megabyte), 3)
+    assert not made.begin(of("d", size=3 * megabyte), 4)
+    assert made.begin(of("e", size=1000), 5)
+    assert made.done(of("a", size=16 * megabyte)) == (of("b", size=3 * megabyte), 2)
+    assert made.done(of("e", size=1000)) == (of("c", size=3 * megabyte), 3)
+    assert made.begin(of("f", size=1000), 6)
+    assert made.done(of("f", size=1000)) is None
+    assert made.done(of("b", size=3 * megabyte)) == (of("d", size=3 * megabyte), 4)
 
 
 def test_calls_about_no_attachment_do_not_wait_for_each_other() -> None:
@@ -91,10 +123,10 @@ def test_nobody_is_forgotten_and_all_that_may_run_does(seed: int) -> None:
         most = max(most, len(running))
         while running and chance.random() < 0.45:
             end_one(made, running, order, chance)
-        hold(running)
+        hold(made, running)
     while running:
         end_one(made, running, order, chance)
-        hold(running)
+        hold(made, running)
     assert most == PLACES
     assert (made.running(), made.waiting()) == (0, 0)
     assert sorted(number for numbers in order.values() for number in numbers) == list(range(1000))
@@ -112,10 +144,8 @@ def end_one(
         order.setdefault(subject, []).append(number)
 
 
-def hold(running: dict[int, Subject]) -> None:
+def hold(made: Turns[int], running: dict[int, Subject]) -> None:
     assert len(running) <= PLACES
-    assert (
-        max(Counter(subject.network for subject in running.values()).values(), default=0)
-        <= PLACES_OF_NETWORK
-    )
     assert len({(subject.network, subject.attachment) for subject in running.values()}) == len(running)
+    # Nobody else may run.
+    assert made.next() is None
