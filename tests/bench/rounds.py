@@ -1,7 +1,11 @@
-"""Rounds: everybody has one turn in each, and somebody else the first one every time."""
+"""Rounds: everybody has one turn in each, in an order that changes.
+
+Whoever comes after one that goes through a node's whole ruleset finds the processor's caches cold.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,8 +26,7 @@ def interleaved(turns: Sequence[Turn], rounds: int) -> list[Samples]:
         turn.cycle(-1)  # caches are warm, chains are made
     measured: dict[str, list[Sequence[float]]] = {turn.column: [] for turn in turns}
     for number in range(rounds):
-        first = number % len(turns)
-        for turn in [*turns[first:], *turns[:first]]:
+        for turn in random.Random(number).sample(turns, len(turns)):
             measured[turn.column].append(turn.cycle(number))
     by_figure = {
         column: [list(each) for each in zip(*cycles, strict=True)] for column, cycles in measured.items()
