@@ -185,7 +185,7 @@ def test_a_pod_on_a_network_of_virtual_machines(cluster: Cluster) -> None:
         assert pod.networks["pods"]["ips"] == [pod.address]
     one, two = pods
     assert address_of(one, "default/vms") != address_of(two, "default/vms")
-    one.sandbox.run("ping", "-c", "1", "-W", "20", "-I", "net1", address_of(two, "default/vms"))
+    one.sandbox.run("ping", "-c", "1", "-w", "20", "-I", "net1", address_of(two, "default/vms"))
 
 
 def test_a_virtual_machine_behind_the_binding_of_the_default_network(cluster: Cluster) -> None:
@@ -265,7 +265,7 @@ def test_pods_outlive_kubelet_and_containerd_and_end_as_ever(cluster: Cluster) -
     other = cluster.run("other", "vms")
     assert address_of(other, "default/vms") != address_of(after, "default/vms")
     cluster.delete(after)
-    other.sandbox.run("ping", "-c", "1", "-W", "20", SERVER)
+    other.sandbox.run("ping", "-c", "1", "-w", "20", SERVER)
 
 
 def test_a_pod_whose_sandbox_dies_gets_another(cluster: Cluster) -> None:

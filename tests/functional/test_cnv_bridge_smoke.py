@@ -60,8 +60,8 @@ def test_an_attachment_comes_is_checked_and_goes(node: Node, kind: str) -> None:
     assert (pod.link("eth0") or {})["operstate"] == "UP"
     if "ipam" in config:
         assert pod.addresses("eth0") == [result["ips"][0]["address"]]
-        node.run("ping", "-c1", "-W2", result["ips"][0]["address"].split("/")[0])
-        pod.run("ping", "-c1", "-W2", "10.1.2.1")
+        node.run("ping", "-c1", "-w10", result["ips"][0]["address"].split("/")[0])
+        pod.run("ping", "-c1", "-w10", "10.1.2.1")
     node.cni(BRIDGE, "CHECK", {**config, "prevResult": result}, pod).ok()
     assert node.cni(BRIDGE, "DEL", {**config, "prevResult": result}, pod).ok() is None
     assert left(node) == []
@@ -75,7 +75,7 @@ def test_two_pods_talk_and_a_spoofed_mac_does_not_get_through(node: Node) -> Non
     for number, pod in enumerate(pods):
         node.cni(BRIDGE, "ADD", config, pod, container_id=f"vm-{number}").ok()
     (address,) = (a.split("/")[0] for a in pods[1].addresses("eth0"))
-    pods[0].run("ping", "-c1", "-W2", address)
+    pods[0].run("ping", "-c1", "-w10", address)
     pods[0].run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
     assert pods[0].run("ping", "-c1", "-W1", address, check=False).returncode != 0
 

@@ -95,7 +95,7 @@ def test_a_gateway_is_added_deleted_and_added_again(node: Node, pod: Sandbox, pr
     network = Network(node, program, isDefaultGateway=True, ipam=host_local(node, "10.1.2.0/24"))
     for _ in range(3):
         network.add(pod).ok()
-        assert pod.run("ping", "-qc1", "-W2", "10.1.2.1", check=False).returncode == 0
+        assert pod.run("ping", "-qc1", "-w10", "10.1.2.1", check=False).returncode == 0
         network.delete(pod).ok()
         assert ports(node) == []
 
@@ -125,4 +125,4 @@ def test_two_pods_and_the_node_reach_each_other(node: Node, program: str) -> Non
     for number, pod in enumerate(pods):
         network.add(pod, container_id=f"vm-{number}").ok()
     for destination in ("10.1.2.1", "10.1.2.3", "fd00::1", "fd00::3"):
-        assert pods[0].run("ping", "-qc1", "-W3", destination, check=False).returncode == 0, destination
+        assert pods[0].run("ping", "-qc1", "-w10", destination, check=False).returncode == 0, destination

@@ -107,7 +107,7 @@ def test_isolated_pods_do_not_hear_each_other_and_others_do(node: Node, program:
         network = Network(node, program, portIsolation=number < 2)
         network.add(pod, container_id=f"vm-{number}").ok()
         pod.run("ip", "addr", "add", f"10.0.0.{number + 1}/24", "dev", "eth0")
-    assert pods[0].run("ping", "-qc1", "-W2", "10.0.0.3", check=False).returncode == 0
+    assert pods[0].run("ping", "-qc1", "-w10", "10.0.0.3", check=False).returncode == 0
     assert pods[0].run("ping", "-qc1", "-W1", "10.0.0.2", check=False).returncode == 1
 
 

@@ -118,10 +118,10 @@ def test_both_work_on_one_bridge_side_by_side(node: Node) -> None:
     pods = [node.pod(), node.pod()]
     old.add(pods[0], container_id="old").ok()
     old.served_by(OURS).add(pods[1], container_id="new").ok()
-    assert pods[0].run("ping", "-qc1", "-w3", "10.1.2.3", check=False).returncode == 0
-    assert pods[1].run("ping", "-qc1", "-w3", "10.1.2.1", check=False).returncode == 0
+    assert pods[0].run("ping", "-qc1", "-w10", "10.1.2.3", check=False).returncode == 0
+    assert pods[1].run("ping", "-qc1", "-w10", "10.1.2.1", check=False).returncode == 0
     old.delete(pods[0], container_id="old").ok()
-    assert pods[1].run("ping", "-qc1", "-w3", "10.1.2.1", check=False).returncode == 0
+    assert pods[1].run("ping", "-qc1", "-w10", "10.1.2.1", check=False).returncode == 0
 
 
 # K14: the operator that installs cnv-bridge links `bridge` to it.

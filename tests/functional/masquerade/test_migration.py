@@ -80,7 +80,7 @@ def test_an_ack_before_the_syn_opens_no_port_that_is_not_listed(lab: Lab, side: 
     # A guest that keeps silent, so that its RST does not end the flow before the SYN comes.
     mute = "type filter hook output priority 0; policy accept; tcp flags rst drop;"
     lab.guest.run("nft", f"add table {family} mute; add chain {family} mute out {{ {mute} }}")
-    lab.node.run("ping", "-c", "1", "-W", "20", side.pod)
+    lab.node.run("ping", "-c", "1", "-w", "20", side.pod)
     source = (lab.node.link("br0") or {})["address"]
     there = (pod.link("eth0") or {})["address"]
     ear, mouth = lab.packets(lab.guest), lab.packets(lab.node, "br0")

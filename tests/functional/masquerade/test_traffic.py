@@ -69,7 +69,7 @@ def test_without_a_list_all_but_reserved_ports_lead_to_the_guest(lab: Lab, side:
         assert who_answers(lab.node, side, side.pod, port, **listeners) == Answer(owner, side.outside), port
     assert who_hears(lab.node, side, side.pod, 49152, **both_hear(lab, pod, side, 49152)).by == "guest"
     before = echoes(lab.guest, side)
-    lab.node.run("ping", "-c", "1", "-W", "20", side.pod)
+    lab.node.run("ping", "-c", "1", "-w", "20", side.pod)
     assert echoes(lab.guest, side) == before + 1
 
 
@@ -90,7 +90,7 @@ def test_with_a_list_the_others_lead_to_the_pod(lab: Lab, side: Side) -> None:
         assert who_hears(lab.node, side, side.pod, port, **both_hear(lab, pod, side, port)).by == owner, port
     assert who_answers(lab.node, side, side.pod, 9, **both_listen(lab, pod, side, 10)).by == "refused"
     before = echoes(lab.guest, side)
-    lab.node.run("ping", "-c", "1", "-W", "20", side.pod)
+    lab.node.run("ping", "-c", "1", "-w", "20", side.pod)
     assert echoes(lab.guest, side) == before
 
 
@@ -132,7 +132,7 @@ def test_the_guest_goes_out_as_its_pod(lab: Lab, side: Side) -> None:
     assert who_answers(lab.guest, side, side.outside, 80, **listeners) == Answer("outside", side.pod)
     bound = {"outside": lab.datagrams(lab.node, side, 53, side.outside)}
     assert who_hears(lab.guest, side, side.outside, 53, **bound) == Answer("outside", side.pod)
-    lab.guest.run("ping", "-c", "1", "-W", "20", side.outside)
+    lab.guest.run("ping", "-c", "1", "-w", "20", side.outside)
 
 
 @BOTH
@@ -144,7 +144,7 @@ def test_the_guest_reaches_itself_by_its_pods_address(lab: Lab, side: Side, keys
     assert who_answers(lab.guest, side, side.pod, 80, **listeners) == Answer("guest", gateway)
     assert who_hears(lab.guest, side, side.pod, 53, **both_hear(lab, pod, side, 53)).by == "guest"
     before = echoes(lab.guest, side)
-    lab.guest.run("ping", "-c", "1", "-W", "20", side.pod)
+    lab.guest.run("ping", "-c", "1", "-w", "20", side.pod)
     # With a list ICMP is the pod's, from wherever it comes.
     assert echoes(lab.guest, side) == before + (0 if keys else 1)
 
@@ -307,7 +307,7 @@ def test_dhcp_of_the_guest_gets_no_answer_from_the_kernel(lab: Lab, side: Side) 
     with lab.datagrams(lab.guest, side, client, side.guest) as renewing:
         renewing.sendto(b"renew", (side.gateway, port))
         # The answer to a ping comes behind whatever the renewal was answered with.
-        lab.guest.run("ping", "-c", "1", "-W", "20", side.gateway)
+        lab.guest.run("ping", "-c", "1", "-w", "20", side.gateway)
         renewing.sendto(SENTINEL, (side.pod, client))
         heard = list(frames(ear, SENTINEL))
     assert not any(frame.endswith(b"renew") and b"\x03\x03" in frame for frame in heard)

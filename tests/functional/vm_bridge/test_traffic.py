@@ -70,7 +70,7 @@ def test_the_pods_kernel_says_nothing_on_either_side(lab: Lab) -> None:
         lan.send(bytes(Ether(src=LAN_MAC, dst="ff:ff:ff:ff:ff:ff") / request))
         probe = ARP(op=1, hwsrc=POD_MAC, psrc="0.0.0.0", pdst=asked)
         guest.send(bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / probe))
-    lab.node.run("ping", "-c", "1", "-W", "20", "10.1.0.5")
+    lab.node.run("ping", "-c", "1", "-w", "20", "10.1.0.5")
     heard = [Ether(frame) for frame in frames_until(lan, guest)]
     replies = [packet for packet in heard if ARP in packet and packet[ARP].op == 2]
     assert {packet[ARP].hwsrc for packet in replies} == {POD_MAC}
@@ -284,10 +284,10 @@ def test_a_guest_with_a_single_address_reaches_the_world(lab: Lab, permanent: bo
         "route add 169.254.1.1 dev eth0",
         "route add default via 169.254.1.1",
     )
-    lab.guest.run("ping", "-c", "1", "-W", "20", WORLD)
+    lab.guest.run("ping", "-c", "1", "-w", "20", WORLD)
     shown = lab.guest.run("ip", "neigh", "show", "169.254.1.1").stdout
     assert LAN_MAC in shown
-    lab.node.run("ping", "-c", "1", "-W", "20", "10.9.0.5")
+    lab.node.run("ping", "-c", "1", "-w", "20", "10.9.0.5")
     guest = lab.packets(lab.guest, "eth0")
     asked = [Ether(f)[ARP].pdst for f in frames_until(lan, guest) if f[12:14] == b"\x08\x06"]
     assert ("169.254.1.1" in asked) == (not permanent), "the LAN hears nothing of an adopted next hop"
@@ -309,5 +309,5 @@ def test_a_guest_learns_its_real_ipv6_router_from_us(lab: Lab, gateway: str) -> 
         assert time.monotonic() < deadline
         route = lab.guest.ip("-6", "route", "show", "default")
     assert route[0]["gateway"] == ("fe80::1" if gateway == "fe80::1" else "fe80::800:ff:fe00:1")
-    lab.guest.run("ping", "-c", "1", "-W", "20", WORLD6)
+    lab.guest.run("ping", "-c", "1", "-w", "20", WORLD6)
     assert LAN_MAC in lab.guest.run("ip", "neigh", "show", route[0]["gateway"]).stdout
