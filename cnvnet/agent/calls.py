@@ -19,7 +19,7 @@ from cnvnet.agent import log
 from cnvnet.agent.connection import Connection, Document
 from cnvnet.agent.lane import Lane
 from cnvnet.agent.remote import Home, Remote
-from cnvnet.agent.turns import Full, Subject, Turns
+from cnvnet.agent.turns import PLACES, Full, Subject, Turns
 from cnvnet.cni import forwarding, skel
 from cnvnet.cni.document import encode, error_document
 from cnvnet.cni.errors import DECODING_FAILURE, INTERNAL, TRY_AGAIN_LATER, CNIError
@@ -36,8 +36,8 @@ from cnvnet.plugins.cnv_bridge.config import OWN_IPAM
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OF_ATTACHMENTS: Final = ("ADD", "CHECK", "DEL")
 _OF_NO_PLUGIN: Final = ("", "VERSION")
-# Descriptors that the calls which run may need.
-_OF_RUNNING: Final = 256
+# Descriptors that the workers may need: ten of each that runs a call, or has just received one.
+_OF_WORKERS: Final = 10 * PLACES
 # How long a launcher may take to read the result of an ADD; it does nothing else.
 _READING: Final = 1.0
 # An answer has room for 16 MiB in base64, and diagnostics are the part that nothing depends on.
@@ -69,7 +69,7 @@ class Calls:
         self._turns: Turns[_Job] = Turns()
         self._lane = Lane()
         self._closed = False
-        self._highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OF_RUNNING
+        self._highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OF_WORKERS
 
     def take(self, document: Document, connection: Connection) -> bool:
         """Runs a call or lets it wait; the connection is ours from now on, and closed in the end.

@@ -32,8 +32,8 @@ from cnvnet.plugins.cnv_bridge import restoration
 _LOOK: Final = 1.0
 # Each call that waits has five, and 4,096 may; systemd's unit says the same.
 _DESCRIPTORS: Final = 65536
-# An idle one has 90.
-_FEWEST: Final = 512
+# An idle one has 90, and each call that runs may need ten.
+_FEWEST: Final = 1024
 
 
 class Options(NamedTuple):

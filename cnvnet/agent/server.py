@@ -24,7 +24,7 @@ from cnvnet.kernel.netns import LostNamespace
 
 VERSION: Final = 1
 # More than calls run at any moment: whoever wants something else is heard.
-_WORKERS: Final = PLACES + 4
+WORKERS: Final = PLACES + 4
 # Whoever runs a call ends it first, and a program that it has started takes its time.
 _LAST_CALLS: Final = 60.0
 # What callers who come last have for their requests, all together, and each of them at least: a launcher's
@@ -77,7 +77,7 @@ class Server:
         self._resume = resume
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._stopping = False
-        self._threads = [_worker(self._work) for _ in range(_WORKERS)]
+        self._threads = [_worker(self._work) for _ in range(WORKERS)]
         self.last_call = time.monotonic()
 
     def start(self) -> None:

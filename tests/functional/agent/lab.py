@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cnvnet.agent.server import WORKERS
 from tests.harness import Node, executable, peer
 
 # Longer than anything takes on a busy machine: whoever waits this long is not going to see it.
@@ -68,7 +69,7 @@ def is_there(pid: int) -> bool:
     """Whether a process runs. One that has ended and waits for its parent does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -78,7 +79,7 @@ def children(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             found += map(int, (task / "children").read_text().split())
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass  # a thread that has just ended
     return [child for child in found if is_there(child)]
 
@@ -217,12 +218,22 @@ def threads_of(agent: RunningAgent) -> list[int]:
 
 
 def first_worker(agent: RunningAgent) -> int:
-    """The thread that the kernel wakes for a call when none is busy: the one that has worked most."""
+    """The thread that the kernel wakes when all workers wait: the one that answers us."""
 
-    def nanoseconds(thread: int) -> int:
-        return int(Path(f"/proc/{thread}/schedstat").read_text().split()[0])
+    before = _work_of_all_workers(agent)
+    assert agent.answers()
+    after = _work_of_all_workers(agent)
+    return max(after, key=lambda thread: after[thread] - before[thread])
 
-    return max((thread for thread in threads_of(agent) if thread != agent.pid), key=nanoseconds)
+
+def _work_of_all_workers(agent: RunningAgent) -> dict[int, int]:
+    """Nanoseconds of each, when all of them wait."""
+
+    def waiting() -> list[int]:
+        return [each for each in threads_of(agent) if "epoll" in Path(f"/proc/{each}/wchan").read_text()]
+
+    assert eventually(lambda: len(waiting()) == WORKERS)
+    return {each: int(Path(f"/proc/{each}/schedstat").read_text().split()[0]) for each in waiting()}
 
 
 @contextmanager

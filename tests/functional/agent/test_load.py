@@ -279,7 +279,7 @@ def test_who_finds_no_descriptors_left_runs_his_call_himself(node: Node, tmp_pat
     stuck = Ipam(tmp_path, "stuck-ipam")
     stuck.hold.touch()
     pod = node.pod()
-    with running_agent(node, within=("prlimit", "--nofile=512:512")) as agent:
+    with running_agent(node, within=("prlimit", "--nofile=1024:1024")) as agent:
         waiting = adds_of(stuck, node, pod, 100, networks=1)
         assert eventually(lambda: "a call was turned away" in agent.log())
         stuck.hold.unlink()

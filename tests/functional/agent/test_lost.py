@@ -63,7 +63,7 @@ def test_a_worker_that_is_lost_is_replaced_and_the_others_work_on(node: Node, tm
             tries = 1
             while cni(node, "ADD", pod).code:
                 tries += 1
-                assert tries <= 20
+                assert tries <= count
         assert losses(agent) == tries
         assert agent.process.poll() is None
         assert eventually(lambda: len(workers(agent)) == count), (len(workers(agent)), count)
