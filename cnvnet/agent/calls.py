@@ -144,7 +144,7 @@ class Calls:
             call = forwarding.decode_call(document)
         except Unintelligible as e:
             raise CNIError(DECODING_FAILURE, str(e)) from e
-        if call is None or call.argv0 not in self._plugins or not _is_elsewhere_the_same(call):
+        if call is None or call.argv0 not in self._plugins or not _has_absolute_paths(call):
             return None
         if len(connection.descriptors) != len(call.fds) or not {"self", "mnt", "root"} <= {*call.fds}:
             raise CNIError(DECODING_FAILURE, "fds: not what came along")
@@ -258,8 +258,8 @@ def _network(stdin: bytes) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _is_elsewhere_the_same(call: Call) -> bool:
-    """Whether no path depends on the folder that the caller is in, which is not sent along."""
+def _has_absolute_paths(call: Call) -> bool:
+    """Whether no program is looked for below the folder that the caller is in, which is not sent along."""
     return all(path[:1] in ("/", "") for path in call.env.get("CNI_PATH", "").split(os.pathsep))
 
 

@@ -42,7 +42,7 @@ class Metrics:
 
     def __init__(self, guests: Guests, loop: PacketLoop) -> None:
         # When a counter began is when the process did.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types there
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "cnvnet_agent_requests",
