@@ -15,7 +15,7 @@ def parse_args(text: str, known: frozenset[str]) -> dict[str, str]:
     Texts and order are those of containernetworking/cni pkg/types `LoadArgs`; they come with code 4 instead
     of 999, since it is the environment that is wrong. Unknown arguments are an error unless IgnoreUnknown=1.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     unknown: list[str] = []
     ignore_unknown = False
     for pair in text.split(";") if text else ():
@@ -25,12 +25,19 @@ def parse_args(text: str, known: frozenset[str]) -> dict[str, str]:
         if key == _IGNORE_UNKNOWN:
             ignore_unknown = _boolean(pair, value)
         elif key in known:
-            found[key] = value
+            values[key] = value
         else:
             unknown.append(pair)
     if unknown and not ignore_unknown:
         raise _refused(f"unknown args {quoted_list(unknown)}")
-    return found
+    return values
+
+
+def readable_args(text: str) -> dict[str, str]:
+    """Every argument, for people to read: nothing is refused, what is not UTF-8 becomes "?"."""
+    text = text.encode(errors="replace").decode()
+    pairs = (pair.partition("=") for pair in text.split(";"))
+    return {key: value for key, _, value in pairs}
 
 
 def _boolean(pair: str, value: str) -> bool:

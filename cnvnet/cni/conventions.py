@@ -1,4 +1,4 @@
-"""The keys a runtime adds to a configuration: runtimeConfig, args.cni and what GC is told.
+"""What a runtime adds to a call: runtimeConfig, args.cni, GC's attachments, and the pod's names in CNI_ARGS.
 
 Sources: CONVENTIONS.md and SPEC.md of containernetworking/cni. `config` is always the whole configuration.
 """
@@ -6,9 +6,21 @@ Sources: CONVENTIONS.md and SPEC.md of containernetworking/cni. `config` is alwa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields, as_mac
+
+
+class PodRef(NamedTuple):
+    """The Kubernetes pod that a call is for, as the runtime names it; "" where the runtime names none."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 def runtime_config(config: Fields) -> Fields:
@@ -26,19 +38,23 @@ def capability_ips(config: Fields) -> tuple[str, ...]:
     return runtime_config(config).texts("ips")
 
 
-def capability_ip_ranges(config: Fields) -> list[list[Fields]]:
-    """The capability `ipRanges`: sets of ranges {subnet, rangeStart, rangeEnd, gateway}."""
-    return runtime_config(config).each_list("ipRanges") or []
+class RequestedMac(NamedTuple):
+    """The MAC that a call asks for and the key that asks; both "" where none does."""
+
+    mac: str = ""
+    where: str = ""
 
 
-def requested_mac(config: Fields, args: Mapping[str, str]) -> str:
-    """The MAC somebody asked for, "" if nobody did: runtimeConfig.mac, then args.cni.mac, then CNI_ARGS MAC.
+def requested_mac(config: Fields, args: Mapping[str, str]) -> RequestedMac:
+    """The requested MAC: runtimeConfig.mac, then args.cni.mac, then CNI_ARGS MAC.
 
     What no interface can have (multicast, all zero) is refused by the name of the key that asks for it.
     """
-    found = runtime_config(config).mac("mac", unicast=True) or cni_args(config).mac("mac", unicast=True)
-    text = args.get("MAC", "")
-    return found or (as_mac(text, "CNI_ARGS MAC", unicast=True) if text else "")
+    for where, part in (("runtimeConfig.mac", runtime_config(config)), ("args.cni.mac", cni_args(config))):
+        if mac := part.mac("mac", unicast=True):
+            return RequestedMac(mac, where)
+    text, where = args.get("MAC", ""), "CNI_ARGS MAC"
+    return RequestedMac(as_mac(text, where, unicast=True), where) if text else RequestedMac()
 
 
 def valid_attachments(config: Fields) -> set[tuple[str, str]] | None:
@@ -46,15 +62,15 @@ def valid_attachments(config: Fields) -> set[tuple[str, str]] | None:
 
     None: nothing is known and nothing may be collected. An empty set: every attachment is stale.
     libcni sends the list under the spec's key and under the one an earlier text of the spec had
-    (containernetworking/cni issue 1101): an attachment that stands in either is kept.
+    (containernetworking/cni issue 1101): an attachment in either list is kept.
     """
-    found: set[tuple[str, str]] | None = None
+    valid: set[tuple[str, str]] | None = None
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
         items = config.each(key)
         if items is not None:
             listed = {_attachment(item) for item in items}
-            found = listed if found is None else found | listed
-    return found
+            valid = listed if valid is None else valid | listed
+    return valid
 
 
 def _attachment(item: Fields) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 Look-up order, texts and the fix-up of results are those of containernetworking/cni pkg/invoke. Needs neither
 cwd nor HOME nor PATH; the plugin starts from the calling thread, in whatever namespaces that thread is, and
-sees the files that its caller sees (cnvnet.caller).
+sees the files that its caller sees (cnvnet.call_context).
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from contextlib import ExitStack
 from io import FileIO
 from typing import Final, NamedTuple
 
-from cnvnet import caller
-from cnvnet.caller import Program
+from cnvnet import call_context
+from cnvnet.call_context import Exec, log
 from cnvnet.cni.document import LIMIT, Malformed, decode, decode_object, quoted
 from cnvnet.cni.errors import DECODING_FAILURE, INTERNAL, TRY_AGAIN_LATER, CNIError, InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, parse
-from cnvnet.diagnostics import say
 
 # A plugin that is being installed right now cannot be started for a moment (ETXTBSY).
 _BUSY_RETRIES: Final = 5
@@ -38,7 +37,7 @@ def find(plugin_type: str, cni_path: str) -> str:
     if not folders:
         raise InvalidConfig("no paths provided")
     for folder in folders:
-        # An empty entry would mean the working directory: it may be gone, and whose it is nobody knows.
+        # An empty entry would mean the working directory, which a runtime may have set to any folder.
         path = os.path.join(folder, plugin_type)
         if folder and _is_regular(path):
             return path
@@ -82,7 +81,7 @@ def delegate_status(request: Request, plugin_type: str) -> None:
 
 
 class _Overdue(Exception):
-    """A program has run for longer than it may, or says more than it may; the text says which."""
+    """A program has run for longer, or printed more, than it may; the text says which."""
 
 
 class Ended(NamedTuple):
@@ -131,8 +130,8 @@ def _failure(ended: Ended) -> CNIError:
         # 0 is no code of an error: it is what the library's own decoder makes of an object without one.
         return CNIError(code or INTERNAL, fields.text("msg"), fields.text("details"))
     except (Malformed, InvalidConfig) as e:
-        said = quoted(_text(ended.stdout))
-        problem = f"netplugin failed but error parsing its diagnostic message {said}: {e}"
+        printed = quoted(_text(ended.stdout))
+        problem = f"netplugin failed but error parsing its diagnostic message {printed}: {e}"
         return CNIError(INTERNAL, problem)
 
 
@@ -146,7 +145,7 @@ def _status(code: int) -> str:
 
 def _forward(stderr: bytes) -> None:
     for line in _text(stderr).splitlines():
-        say(line)
+        log(line)
 
 
 def _text(data: bytes) -> str:
@@ -155,7 +154,7 @@ def _text(data: bytes) -> str:
 
 def _is_regular(path: str) -> bool:
     try:
-        return stat.S_ISREG(caller.stat(path).st_mode)
+        return stat.S_ISREG(call_context.stat(path).st_mode)
     except (OSError, ValueError):
         return False
 
@@ -164,7 +163,7 @@ def _run(path: str, env: Mapping[str, str], stdin: bytes) -> Ended:
     import errno
     import time
 
-    program = caller.program(path)
+    program = call_context.program(path)
     for _ in range(_BUSY_RETRIES):
         try:
             return _spawn(program, env, stdin)
@@ -175,8 +174,8 @@ def _run(path: str, env: Mapping[str, str], stdin: bytes) -> Ended:
     return _spawn(program, env, stdin)
 
 
-def _spawn(program: Program, env: Mapping[str, str], stdin: bytes) -> Ended:
-    # posix_spawn and not subprocess, whose import costs more than starting the plugin.
+def _spawn(program: Exec, env: Mapping[str, str], stdin: bytes) -> Ended:
+    # posix_spawn, because importing subprocess takes 3 to 10 ms of a standalone call.
     import signal
 
     _let_children_be_waited_for()
@@ -192,7 +191,7 @@ def _spawn(program: Program, env: Mapping[str, str], stdin: bytes) -> Ended:
             file_actions=actions,
             # Python ignores these two, and a child would inherit that.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-            # One that may be killed is so with all that it has started.
+            # Its own session, so that a kill after `seconds` reaches every process that it has started.
             setsid=program.seconds is not None,
         )
         for end in theirs:
@@ -203,7 +202,7 @@ def _spawn(program: Program, env: Mapping[str, str], stdin: bytes) -> Ended:
             (os.kill if program.seconds is None else os.killpg)(pid, signal.SIGKILL)
             raise
         finally:
-            opened.close()  # a child that still talks to us gets SIGPIPE, so that waiting for it ends
+            opened.close()  # a child that still writes gets SIGPIPE, so that waitpid returns
             _, status = os.waitpid(pid, 0)
     return Ended(os.waitstatus_to_exitcode(status), stdout, stderr)
 
@@ -216,12 +215,12 @@ def _pipe(opened: ExitStack) -> tuple[FileIO, FileIO]:
 def _converse(
     stdin: FileIO, stdout: FileIO, stderr: FileIO, data: bytes, *, seconds: float | None
 ) -> tuple[bytes, bytes]:
-    """Feed the child and hear it out, all at once: either side may fill a pipe first."""
+    """Writes the child's stdin and reads what it prints, concurrently: either side may fill a pipe first."""
     import select
     import time
 
     os.set_blocking(stdin.fileno(), False)
-    heard: dict[int, list[bytes]] = {stdout.fileno(): [], stderr.fileno(): []}
+    chunks: dict[int, list[bytes]] = {stdout.fileno(): [], stderr.fileno(): []}
     open_ends = {end.fileno(): end for end in (stdin, stdout, stderr)}
     poll = select.poll()
     for descriptor, end in open_ends.items():
@@ -233,9 +232,9 @@ def _converse(
         if left is not None and left <= 0:
             raise _Overdue(f"no answer in {seconds:g} seconds")
         for descriptor, _ in poll.poll(left):
-            if descriptor in heard:
+            if descriptor in chunks:
                 chunk = os.read(descriptor, 65536)
-                heard[descriptor].append(chunk)
+                chunks[descriptor].append(chunk)
                 done = not chunk
                 room -= len(chunk)
                 if room < 0:
@@ -246,12 +245,12 @@ def _converse(
             if done:
                 poll.unregister(descriptor)
                 open_ends.pop(descriptor).close()
-    said, complained = heard.values()
-    return b"".join(said), b"".join(complained)
+    printed, logged = chunks.values()
+    return b"".join(printed), b"".join(logged)
 
 
 def _fed(descriptor: int, data: bytes) -> bytes:
-    """What is still to be written; nothing once the child does not want it."""
+    """What is still to be written; nothing once the child has closed its stdin."""
     try:
         return data[os.write(descriptor, data[:65536]) :]
     except BlockingIOError:
@@ -261,7 +260,8 @@ def _fed(descriptor: int, data: bytes) -> bytes:
 
 
 def _let_children_be_waited_for() -> None:
-    # A caller that ignores SIGCHLD hands that down to us, and a child's status would be lost.
+    # A caller that ignores SIGCHLD passes that on to this process, and the kernel would drop a child's
+    # status.
     import signal
 
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:

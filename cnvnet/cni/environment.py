@@ -27,7 +27,7 @@ _SPACES: Final = frozenset(
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
     "\u202f\u205f\u3000"
 )
-_IFNAMSIZ: Final = 16  # linux/if.h, with the terminating zero
+_IFNAMSIZ: Final = 16  # linux/if.h, bytes with the closing NUL; this package needs nothing of the kernel's
 
 
 def command(env: Mapping[str, str]) -> str:
@@ -57,6 +57,15 @@ def is_name(text: str) -> bool:
     return bool(text) and text[0] in _ALPHANUMERIC and _NAME.issuperset(text)
 
 
+def is_text(value: str) -> bool:
+    """Whether a variable's bytes are UTF-8; those that are not are surrogates in `value` (PEP 383)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def ensure_container_id(text: str) -> None:
     """Code 4 for a container id that could leave the folder of some plugin's records."""
     if not is_name(text):
@@ -68,6 +77,8 @@ def ensure_ifname(text: str) -> None:
     if len(text.encode("utf-8", "surrogateescape")) >= _IFNAMSIZ:
         details = f"interface name should be less than {_IFNAMSIZ} characters"
         raise CNIError(INVALID_ENVIRONMENT, "interface name is too long", details)
+    if not is_text(text):
+        raise CNIError(INVALID_ENVIRONMENT, "interface name is not UTF-8")
     if text in (".", ".."):
         raise CNIError(INVALID_ENVIRONMENT, "interface name is . or ..")
     if any(c in "/:" or c in _SPACES for c in text):

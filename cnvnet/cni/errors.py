@@ -19,6 +19,8 @@ INVALID_NETNS: Final = 8
 TRY_AGAIN_LATER: Final = 11
 NOT_AVAILABLE: Final = 50
 LIMITED_CONNECTIVITY: Final = 51
+# 100 and above are a plugin's own codes: CHECK found something else than ADD left.
+NOT_AS_ADDED: Final = 100
 INTERNAL: Final = 999
 
 
@@ -37,3 +39,10 @@ class InvalidConfig(CNIError):
 
     def __init__(self, msg: str, details: str = "") -> None:
         super().__init__(INVALID_CONFIG, msg, details)
+
+
+class CheckFailed(CNIError):
+    """CHECK found something else than ADD left (code 100); nothing has been changed."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(NOT_AS_ADDED, msg, details)

@@ -9,7 +9,6 @@ got an integer".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, cast
 
@@ -20,20 +19,27 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 InterfaceAddress = IPv4Interface | IPv6Interface
 
+# What Go's int takes on a node: the reference refuses a larger number as no integer.
 _INT64 = (-(2**63), 2**63 - 1)
 
 
 class Fields:
     """One JSON object, read key by key. `where` is its own path, "" for the document itself.
 
-    `data` must come from `document.decode` (or be in an order where the later duplicate stands last).
+    `data` must come from `document.decode` (or be in an order where the later duplicate stands last). Which
+    keys have been asked for is remembered, so that those which no parser knows can be reported (`unread`).
     """
 
-    __slots__ = ("_values", "where")
+    __slots__ = ("_asked", "_nested", "_values", "data", "where")
 
     def __init__(self, data: Mapping[str, Any], where: str = "") -> None:
+        self.data = data
         self.where = where
         self._values = {_fold(key): value for key, value in data.items() if value is not None}
+        # How a parser writes the keys that it asks for, by what they are folded to.
+        self._asked: dict[str, str] = {}
+        # Nested objects by their paths: reading one twice gives the same Fields.
+        self._nested: dict[str, Fields] = {}
 
     def path(self, key: str) -> str:
         """The full path of a key, for messages."""
@@ -41,13 +47,38 @@ class Fields:
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
-        return _known(key) in self._values
+        folded = _fold(key)
+        self._asked[folded] = key
+        return folded in self._values
 
     def raw(self, key: str) -> Any:  # noqa: ANN401 -- what the document says, whatever it is
         """The decoded value as it is; None when absent."""
-        return self._values.get(_known(key))
+        folded = _fold(key)
+        self._asked[folded] = key
+        return self._values.get(folded)
+
+    def know(self, *keys: str) -> None:
+        """These keys are known here, though they need not be asked for."""
+        self._asked.update((_fold(key), key) for key in keys)
+
+    def unread(self) -> list[str]:
+        """The keys of this object, as they are written, that have not been asked for."""
+        rest = self._values.keys() - self._asked.keys()
+        return [key for key in self.data if _fold(key) in rest] if rest else []
+
+    def asked(self) -> list[str]:
+        """The keys that have been asked for, there or not, as their parser writes them."""
+        return list(self._asked.values())
+
+    def not_all_read(self) -> list[Fields]:
+        """Of this object and those read in it, all with keys that have not been asked for."""
+        unfinished: list[Fields] = [] if self._values.keys() <= self._asked.keys() else [self]
+        for nested in self._nested.values():
+            unfinished += nested.not_all_read()
+        return unfinished
 
     def text(self, key: str, default: str = "") -> str:
+        """A string; the default if it is missing or null. InvalidConfig for another type."""
         value = self.raw(key)
         if value is None:
             return default
@@ -74,6 +105,7 @@ class Fields:
         return _in_range(value, minimum, maximum, self.path(key))
 
     def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; the default if it is missing or null. InvalidConfig for another type."""
         value = self.raw(key)
         if value is None:
             return default
@@ -83,49 +115,49 @@ class Fields:
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings; empty when absent. A null in it is an empty string, as in Go."""
-        found: list[str] = []
+        texts: list[str] = []
         for index, item in enumerate(self._list(key, "a list of strings")):
             if item is not None and not isinstance(item, str):
                 raise _unexpected(f"{self.path(key)}[{index}]", "a string", item)
-            found.append(item or "")
-        return tuple(found)
+            texts.append(item or "")
+        return tuple(texts)
 
     def integers(self, key: str, *, minimum: int, maximum: int) -> tuple[int, ...]:
         """A list of whole numbers; empty when absent."""
-        found: list[int] = []
+        numbers: list[int] = []
         for index, item in enumerate(self._list(key, "a list of integers")):
             where = f"{self.path(key)}[{index}]"
             if not isinstance(item, int) or isinstance(item, bool):
                 raise _unexpected(where, "an integer", item)
-            found.append(_in_range(item, minimum, maximum, where))
-        return tuple(found)
+            numbers.append(_in_range(item, minimum, maximum, where))
+        return tuple(numbers)
 
     def fields(self, key: str) -> Fields:
         """A nested object; an empty one when absent (`has` tells them apart)."""
         value = self.raw(key)
         if value is None:
-            return Fields({}, self.path(key))
+            value = {}
         if not isinstance(value, Mapping):
             raise self._unexpected(key, "an object", value)
-        return Fields(cast("Mapping[str, Any]", value), self.path(key))
+        return self._object(cast("Mapping[str, Any]", value), self.path(key))
 
     def each(self, key: str) -> list[Fields] | None:
         """A list of objects; None when absent, which is not the same as an empty list."""
         if not self.has(key):
             return None
-        return _objects(self._list(key, "a list of objects"), self.path(key))
+        return self._objects(self._list(key, "a list of objects"), self.path(key))
 
     def each_list(self, key: str) -> list[list[Fields]] | None:
         """A list of lists of objects, such as host-local's `ranges`; None when absent."""
         if not self.has(key):
             return None
-        found: list[list[Fields]] = []
+        lists: list[list[Fields]] = []
         for index, item in enumerate(self._list(key, "a list of lists")):
             where = f"{self.path(key)}[{index}]"
             if not isinstance(item, list):
                 raise _unexpected(where, "a list of objects", item)
-            found.append(_objects(cast("Sequence[Any]", item), where))
-        return found
+            lists.append(self._objects(cast("Sequence[Any]", item), where))
+        return lists
 
     def address(self, key: str) -> Address | None:
         """An IP address; None when absent or empty."""
@@ -136,11 +168,6 @@ class Fields:
         """A network in CIDR notation, its host bits ignored; None when absent or empty."""
         text = self.text(key)
         return as_network(text, self.path(key)) if text else None
-
-    def interface_address(self, key: str) -> InterfaceAddress | None:
-        """An address with its prefix length; None when absent or empty."""
-        text = self.text(key)
-        return as_interface_address(text, self.path(key)) if text else None
 
     def mac(self, key: str, *, unicast: bool = False) -> str:
         """A MAC address in canonical form (see `as_mac`); "" when absent or empty."""
@@ -155,17 +182,22 @@ class Fields:
             raise self._unexpected(key, wanted, value)
         return cast("Sequence[Any]", value)
 
+    def _objects(self, items: Sequence[Any], where: str) -> list[Fields]:
+        objects: list[Fields] = []
+        for index, item in enumerate(items):
+            if not isinstance(item, Mapping):
+                raise _unexpected(f"{where}[{index}]", "an object", item)
+            objects.append(self._object(cast("Mapping[str, Any]", item), f"{where}[{index}]"))
+        return objects
+
+    def _object(self, data: Mapping[str, Any], where: str) -> Fields:
+        fields = self._nested.get(where)
+        if fields is None:
+            fields = self._nested[where] = Fields(data, where)
+        return fields
+
     def _unexpected(self, key: str, wanted: str, value: object) -> InvalidConfig:
         return _unexpected(self.path(key), wanted, value)
-
-
-def _objects(items: Sequence[Any], where: str) -> list[Fields]:
-    found: list[Fields] = []
-    for index, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise _unexpected(f"{where}[{index}]", "an object", item)
-        found.append(Fields(cast("Mapping[str, Any]", item), f"{where}[{index}]"))
-    return found
 
 
 def as_address(text: str, where: str) -> Address:
@@ -220,7 +252,7 @@ def _octets(text: str) -> bytes | None:
                 octets = bytes.fromhex("".join(groups))
             except ValueError:
                 return None
-            # fromhex skips blanks, so "a :…" would otherwise come out short.
+            # fromhex skips blanks, so "a :…" would otherwise give fewer octets.
             return octets if len(octets) == 6 else None
     return None
 
@@ -256,7 +288,3 @@ def _fold(key: str) -> str:
     # Go folds by Unicode's simple rules; the only non-ASCII letters that fold to ASCII are the Kelvin sign
     # (lower() does it) and the long s.
     return key.lower() if key.isascii() else key.lower().replace("ſ", "s")
-
-
-# Of the keys that parsers ask for, again and again; those of documents could be of any length.
-_known = cache(_fold)

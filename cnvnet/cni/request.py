@@ -6,37 +6,39 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cnvnet.cni import environment, version
-from cnvnet.cni.document import Malformed, decode_object
-from cnvnet.cni.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, CNIError, InvalidConfig
+from cnvnet.cni.document import LIMIT, Malformed, decode_object
+from cnvnet.cni.errors import DECODING_FAILURE, INVALID_ENVIRONMENT, IO_FAILURE, CNIError, InvalidConfig
 from cnvnet.cni.fields import Fields
 
 COMMANDS = ("ADD", "CHECK", "DEL", "GC", "STATUS")
 
 
 class Request(NamedTuple):
-    """One call. Plugins read everything from here, never from os.environ: the agent serves many callers.
+    """One call. Plugins read everything from here, never from os.environ: the agent serves many callers."""
 
-    `env` is the caller's whole environment, which delegates get too. `config` is the decoded stdin (`Fields`
-    reads it without regard to case), `raw` the very bytes, which delegates get. `netns` is "" when there was
-    none, and for a DEL whose CNI_NETNS is the plugin's own namespace, which DEL must not touch.
-    """
-
+    # One of COMMANDS.
     command: str
     container_id: str
+    # The path of the pod's namespace; "" without one, and for a DEL whose CNI_NETNS is the plugin's own.
     netns: str
     ifname: str
+    # CNI_ARGS and CNI_PATH.
     args: str
     path: str
+    # The caller's whole environment, which delegates get too.
     env: Mapping[str, str]
-    config: Mapping[str, Any]
+    # The decoded stdin. All readers share it, so that it knows which keys none of them has asked for.
+    fields: Fields
+    # The bytes of stdin, which delegates get.
     raw: bytes
     cni_version: str
+    # The network's.
     name: str
 
     @property
-    def fields(self) -> Fields:
-        """The configuration, to be read key by key."""
-        return Fields(self.config)
+    def config(self) -> Mapping[str, Any]:
+        """The configuration as it is written, keys in any case."""
+        return self.fields.data
 
 
 def parse(env: Mapping[str, str], raw: bytes) -> Request:
@@ -44,11 +46,22 @@ def parse(env: Mapping[str, str], raw: bytes) -> Request:
 
     Raises CNIError with the codes, texts and order of containernetworking/cni pkg/skel.
     """
-    command = env.get("CNI_COMMAND", "")
+    return from_config(env, raw, decode(raw))
+
+
+def decode(raw: bytes) -> Mapping[str, Any]:
+    """The configuration on stdin. CNIError 5 where it is too long, 6 where it is no JSON object."""
+    if len(raw) > LIMIT:
+        raise CNIError(IO_FAILURE, f"error reading from stdin: more than {LIMIT} bytes")
     try:
-        config = decode_object(raw)
+        return decode_object(raw)
     except Malformed as e:
         raise CNIError(DECODING_FAILURE, f"error unmarshall network config: {e}") from e
+
+
+def from_config(env: Mapping[str, str], raw: bytes, config: Mapping[str, Any]) -> Request:
+    """`parse` for a caller that has decoded the configuration: `raw` are its bytes."""
+    command = env.get("CNI_COMMAND", "")
     fields = Fields(config)
     name = _text(fields, "name", "error unmarshall network config")
     if not name:
@@ -67,7 +80,7 @@ def parse(env: Mapping[str, str], raw: bytes) -> Request:
         args=env.get("CNI_ARGS", ""),
         path=env.get("CNI_PATH", ""),
         env=env,
-        config=config,
+        fields=fields,
         raw=raw,
         cni_version=cni_version,
         name=name,

@@ -21,26 +21,29 @@ _UINT32 = 2**32 - 1
 
 
 class Interface(NamedTuple):
-    """An entry of `interfaces`: `sandbox` is the namespace's path, "" for the host; `mtu` 0 if not known."""
+    """An entry of `interfaces`."""
 
     name: str
     mac: str = ""
+    # The path of its network namespace, "" for the host's.
     sandbox: str = ""
+    # 0 where it is not known.
     mtu: int = 0
     socket_path: str = ""
     pci_id: str = ""
 
 
 class IP(NamedTuple):
-    """An entry of `ips`. `interface` is an index into `Result.interfaces`; an IPAM plugin leaves it None."""
+    """An entry of `ips`."""
 
     address: IPv4Interface | IPv6Interface
     gateway: IPv4Address | IPv6Address | None = None
+    # An index into `Result.interfaces`; None in the result of an IPAM plugin.
     interface: int | None = None
 
 
-class Route(NamedTuple):
-    """An entry of `routes`; 0 or None where the plugin said nothing."""
+class ResultRoute(NamedTuple):
+    """An entry of `routes`; 0 or None where the plugin gave no value."""
 
     dst: IPv4Network | IPv6Network
     gw: IPv4Address | IPv6Address | None = None
@@ -52,7 +55,7 @@ class Route(NamedTuple):
 
 
 class DNS(NamedTuple):
-    """Resolver settings; empty when nobody has any to give."""
+    """Resolver settings; empty where the plugin has none."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -65,7 +68,7 @@ class Result(NamedTuple):
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[IP, ...] = ()
-    routes: tuple[Route, ...] = ()
+    routes: tuple[ResultRoute, ...] = ()
     dns: DNS = DNS()
 
 
@@ -79,9 +82,14 @@ def previous(request: Request) -> Result | None:
 def parse(document: Mapping[str, Any], version: str, where: str = "") -> Result:
     """The result that a plugin printed; `version` counts when the document does not name its own.
 
-    Raises InvalidConfig naming the key, below `where`; code 6 for a version nobody knows.
+    Raises InvalidConfig naming the key, below `where`; code 6 for a version that is not of the spec.
     """
     return _parse(Fields(document, where), version)
+
+
+def routes_and_dns(fields: Fields) -> tuple[tuple[ResultRoute, ...], DNS]:
+    """What an address manager's configuration has of a result. Raises InvalidConfig naming the key."""
+    return _parse_routes(fields), _parse_dns(fields.fields("dns"))
 
 
 def render(result: Result, version: str) -> dict[str, Any]:
@@ -97,7 +105,10 @@ def render(result: Result, version: str) -> dict[str, Any]:
 
 
 def ensure_renderable(version: str, *, has_ips: bool) -> None:
-    """InvalidConfig if an ADD in this version could not report its success; ask before the first deed."""
+    """InvalidConfig if an ADD in this version could not report its success.
+
+    To be called before the first change.
+    """
     if version in WITHOUT_INTERFACES and not has_ips:
         details = f"cniVersion {version} has no place for a result without addresses"
         raise InvalidConfig("cannot convert: no valid IP addresses", details)
@@ -114,20 +125,19 @@ def _parse(fields: Fields, version: str) -> Result:
         return _parse_020(fields, dns)
     interfaces = tuple(_parse_interface(item, version) for item in fields.each("interfaces") or ())
     ips = tuple(_parse_ip(item, len(interfaces)) for item in fields.each("ips") or ())
-    routes = tuple(_parse_route(item) for item in fields.each("routes") or ())
-    return Result(interfaces, ips, routes, dns)
+    return Result(interfaces, ips, _parse_routes(fields), dns)
 
 
 def _parse_020(fields: Fields, dns: DNS) -> Result:
     ips: list[IP] = []
-    routes: list[Route] = []
+    routes: list[ResultRoute] = []
     for key in ("ip4", "ip6"):
         if fields.has(key):
             item = fields.fields(key)
             ips.append(
                 IP(as_interface_address(item.required("ip"), item.path("ip")), item.address("gateway"))
             )
-            routes.extend(_parse_route(route) for route in item.each("routes") or ())
+            routes.extend(_parse_routes(item))
     return Result((), tuple(ips), tuple(routes), dns)
 
 
@@ -152,8 +162,12 @@ def _parse_ip(item: Fields, interfaces: int) -> IP:
     )
 
 
-def _parse_route(item: Fields) -> Route:
-    return Route(
+def _parse_routes(fields: Fields) -> tuple[ResultRoute, ...]:
+    return tuple(_parse_route(item) for item in fields.each("routes") or ())
+
+
+def _parse_route(item: Fields) -> ResultRoute:
+    return ResultRoute(
         dst=as_network(item.required("dst"), item.path("dst")),
         gw=item.address("gw"),
         mtu=item.integer("mtu", minimum=0, maximum=_UINT32),
@@ -231,7 +245,7 @@ def _render_100(result: Result, version: str) -> dict[str, Any]:
     return {"cniVersion": version, **lists}
 
 
-def _render_route(route: Route) -> dict[str, Any]:
+def _render_route(route: ResultRoute) -> dict[str, Any]:
     document: dict[str, Any] = {"dst": str(route.dst)}
     document |= _filled(
         {"gw": _text(route.gw), "mtu": route.mtu, "advmss": route.advmss, "priority": route.priority}

@@ -18,6 +18,7 @@ WITHOUT_INTERFACES: Final = frozenset({"0.1.0", "0.2.0"})
 # These have no `mtu`, `socketPath` and `pciID` of an interface, and print `dns` even when it is empty.
 BEFORE_1_0: Final = frozenset({"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0"})
 
+# The spec's versions that brought these commands; a configuration of an older one cannot ask for them.
 _INTRODUCED = {"CHECK": (0, 4, 0), "GC": (1, 1, 0), "STATUS": (1, 1, 0)}
 
 

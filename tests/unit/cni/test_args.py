@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnvnet.cni.args import parse_args
+from cnvnet.cni.args import parse_args, readable_args
 from cnvnet.cni.errors import CNIError
 
 KNOWN = frozenset({"MAC", "IP"})
@@ -66,3 +66,12 @@ def test_any_text_is_read_or_refused_with_code_4(text: str) -> None:
         code = 4
         assert set(found) <= KNOWN
     assert code == 4
+
+
+@given(text=st.text(st.characters(exclude_categories=())))
+def test_any_text_can_be_shown_to_people(text: str) -> None:
+    "".join(key + value for key, value in readable_args(text).items()).encode()
+
+
+def test_what_people_are_shown_may_be_malformed() -> None:
+    assert readable_args("A=1;B;C=2=3;\udcff=x;A=4") == {"A": "4", "B": "", "C": "2=3", "?": "x"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cnvnet.cni.conventions import capability_ip_ranges, capability_ips, requested_mac, valid_attachments
+from cnvnet.cni.conventions import capability_ips, requested_mac, valid_attachments
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields
 
@@ -16,14 +16,18 @@ FROM_CNI_ARGS = {"MAC": "02-00-00-00-00-01"}
 
 
 def test_the_runtimes_mac_beats_args_and_args_beat_cni_args() -> None:
-    assert requested_mac(Fields({**FROM_RUNTIME, **FROM_ARGS}), FROM_CNI_ARGS) == "02:00:00:00:00:03"
-    assert requested_mac(Fields(FROM_ARGS), FROM_CNI_ARGS) == "02:00:00:00:00:02"
-    assert requested_mac(Fields({}), FROM_CNI_ARGS) == "02:00:00:00:00:01"
-    assert requested_mac(Fields({}), {}) == ""
+    assert requested_mac(Fields({**FROM_RUNTIME, **FROM_ARGS}), FROM_CNI_ARGS) == (
+        "02:00:00:00:00:03",
+        "runtimeConfig.mac",
+    )
+    assert requested_mac(Fields(FROM_ARGS), FROM_CNI_ARGS) == ("02:00:00:00:00:02", "args.cni.mac")
+    assert requested_mac(Fields({}), FROM_CNI_ARGS) == ("02:00:00:00:00:01", "CNI_ARGS MAC")
+    assert requested_mac(Fields({}), {}) == ("", "")
 
 
 def test_the_reference_suites_spelling_of_runtime_config_is_read() -> None:
-    assert requested_mac(Fields({"RuntimeConfig": {"mac": "02:00:00:00:00:03"}}), {}) == "02:00:00:00:00:03"
+    config = Fields({"RuntimeConfig": {"mac": "02:00:00:00:00:03"}})
+    assert requested_mac(config, {}).mac == "02:00:00:00:00:03"
 
 
 @pytest.mark.parametrize(
@@ -43,13 +47,9 @@ def test_a_mac_no_interface_can_have_is_refused_by_its_key(
 
 
 def test_capabilities_are_read() -> None:
-    config = Fields({"runtimeConfig": {"ips": ["10.0.0.1/24"], "ipRanges": [[{"subnet": "10.0.0.0/24"}]]}})
+    config = Fields({"runtimeConfig": {"ips": ["10.0.0.1/24"]}})
     assert capability_ips(config) == ("10.0.0.1/24",)
-    assert [[item.text("subnet") for item in ranges] for ranges in capability_ip_ranges(config)] == [
-        ["10.0.0.0/24"]
-    ]
     assert capability_ips(Fields({})) == ()
-    assert capability_ip_ranges(Fields({})) == []
 
 
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
@@ -64,7 +64,7 @@ def test_an_attachment_under_either_key_is_kept() -> None:
     assert valid_attachments(config) == {("a", "eth0"), ("b", "eth0")}
 
 
-def test_no_list_and_an_empty_list_are_told_apart() -> None:
+def test_no_list_and_an_empty_list_are_distinguished() -> None:
     assert valid_attachments(Fields({})) is None
     assert valid_attachments(Fields({"cni.dev/valid-attachments": None})) is None
     assert valid_attachments(Fields({"cni.dev/valid-attachments": []})) == set()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cnvnet.caller import Program, acting_for
+from cnvnet.call_context import Exec, captured, on_behalf_of
 from cnvnet.cni import delegate
 from cnvnet.cni.delegate import (
     delegate_add,
@@ -28,7 +28,6 @@ from cnvnet.cni.delegate import (
 from cnvnet.cni.errors import CNIError, InvalidConfig
 from cnvnet.cni.request import Request, parse
 from cnvnet.cni.result import IP, Result
-from cnvnet.diagnostics import collected
 from tests.unit.cni.test_environment import COMPLETE
 
 
@@ -192,17 +191,17 @@ def test_a_file_that_cannot_be_started_is_described(tmp_path: Path) -> None:
 
 def test_what_it_says_on_stderr_is_forwarded(tmp_path: Path) -> None:
     plugin(tmp_path, "cat > /dev/null; echo one >&2; echo two >&2; echo null")
-    with collected() as said:
+    with captured() as lines:
         delegate_delete(request(tmp_path), "ipam")
-    assert said == ["one", "two"]
+    assert lines == ["one", "two"]
 
 
 def test_it_may_print_much_before_it_reads(tmp_path: Path) -> None:
     much = "head -c 300000 /dev/zero | tr '\\0'"
     plugin(tmp_path, f"{much} x >&2; {much} ' '; echo null; cat >&2")
-    with collected() as said:
+    with captured() as lines:
         assert delegate_add(request(tmp_path, {"extra": "y" * 300_000}), "ipam") == Result()
-    assert sum(len(line) for line in said) > 600_000
+    assert sum(len(line) for line in lines) > 600_000
 
 
 def test_it_need_not_read_at_all(tmp_path: Path) -> None:
@@ -237,9 +236,9 @@ def test_a_caller_that_ignores_its_children_still_learns_how_they_end(tmp_path: 
 
 def test_it_is_killed_by_a_broken_pipe_as_any_program(tmp_path: Path) -> None:
     plugin(tmp_path, "grep SigIgn /proc/self/status >&2; echo null")
-    with collected() as said:
+    with captured() as lines:
         delegate_delete(request(tmp_path), "ipam")
-    ignored = int(said[0].split()[1], 16)
+    ignored = int(lines[0].split()[1], 16)
     assert not ignored & 1 << (signal.SIGPIPE - 1)
 
 
@@ -252,13 +251,13 @@ class Impatient:
     def stat(self, path: str) -> os.stat_result:
         return os.stat(path)
 
-    def program(self, path: str) -> Program:
-        return Program(path, [path], seconds=0.5)
+    def program(self, path: str) -> Exec:
+        return Exec(path, [path], seconds=0.5)
 
 
 def test_one_that_takes_too_long_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
     plugin(tmp_path, f"sleep 1000 & echo $! $$ >{tmp_path}/pids; wait")
-    with acting_for(Impatient()):
+    with on_behalf_of(Impatient()):
         error = failure(tmp_path, (tmp_path / "ipam").read_text().partition("\n")[2])
     assert (error.code, error.msg) == (11, f"{tmp_path}/ipam: no answer in 0.5 seconds: it has been killed")
     deadline = time.monotonic() + 30

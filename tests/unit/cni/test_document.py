@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnvnet.cni.document import Malformed, decode, decode_object, encode, error_document, quoted, quoted_list
+from cnvnet.cni.document import (
+    Malformed,
+    decode,
+    decode_object,
+    encode,
+    error_document,
+    escaped,
+    quoted,
+    quoted_list,
+)
 from cnvnet.cni.errors import CNIError
 from tests.unit.cni.test_fields import JSON
 
@@ -121,3 +130,23 @@ def test_any_bytes_are_decoded_or_malformed(raw: bytes) -> None:
 @given(value=JSON, indent=st.booleans())
 def test_what_is_written_is_read_back(value: Any, indent: bool) -> None:
     assert decode(encode(value, indent=indent)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("bridge a\nb: no\tsuch\r\nlink", "bridge a b: no such  link"),
+        ("\x1b[31mred\x7f\0", "\\x1b[31mred\\x7f\\x00"),
+        ("brücke-β  “x”", "brücke-β  “x”"),
+    ],
+)
+def test_messages_are_one_line_that_no_terminal_obeys(text: str, line: str) -> None:
+    assert error_document(CNIError(7, text))["msg"] == line
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [("a\nb", "a\\nb"), ("\x1b[31mred", "\\x1b[31mred"), ("straße", "straße"), ("\udcff", "\\udcff")],
+)
+def test_what_a_terminal_would_obey_is_escaped(text: str, printed: str) -> None:
+    assert escaped(text) == printed

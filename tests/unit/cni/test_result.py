@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from cnvnet.cni import request as requests
 from cnvnet.cni.document import encode
 from cnvnet.cni.errors import CNIError, InvalidConfig
-from cnvnet.cni.result import DNS, IP, Interface, Result, Route, ensure_renderable, parse, previous, render
+from cnvnet.cni.result import (
+    DNS,
+    IP,
+    Interface,
+    Result,
+    ResultRoute,
+    ensure_renderable,
+    parse,
+    previous,
+    render,
+)
 from cnvnet.cni.version import BEFORE_1_0, SUPPORTED, WITHOUT_INTERFACES
 from tests.unit.cni.test_environment import COMPLETE
 from tests.unit.cni.test_fields import JSON
@@ -42,7 +52,7 @@ def test_results_are_printed_as_the_reference_prints_them(case: dict[str, Any], 
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_a_result_without_addresses_can_be_refused_before_the_first_deed(version: str) -> None:
+def test_a_result_without_addresses_can_be_refused_before_the_first_step(version: str) -> None:
     ensure_renderable(version, has_ips=True)
     if version not in WITHOUT_INTERFACES:
         ensure_renderable(version, has_ips=False)
@@ -131,7 +141,7 @@ INTERFACES = st.builds(
 PREFIXED = st.builds(prefixed, ADDRESSES, st.integers(0, 128))
 NETWORKS = st.builds(network, ADDRESSES, st.integers(0, 128))
 ROUTES = st.builds(
-    Route,
+    ResultRoute,
     NETWORKS,
     st.none() | ADDRESSES,
     UINT32,

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnvnet import call_context
+from cnvnet.call_context import log
 from cnvnet.cni import skel
 from cnvnet.cni.document import LIMIT
 from cnvnet.cni.errors import CNIError
@@ -18,7 +20,6 @@ from cnvnet.cni.fields import as_interface_address
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import IP, Interface, Result
 from cnvnet.cni.version import SUPPORTED
-from cnvnet.diagnostics import say
 from tests.unit.cni.test_environment import COMPLETE
 from tests.unit.cni.test_fields import JSON
 
@@ -26,18 +27,18 @@ LISTED = '["0.1.0" "0.2.0" "0.3.0" "0.3.1" "0.4.0" "1.0.0" "1.1.0"]'
 
 
 class Recorder:
-    """A plugin that remembers its calls and then does as it is told."""
+    """A plugin that remembers its calls and then does what the test says."""
 
     name = "recorder"
 
-    def __init__(self, deed: Callable[[Request], Result] | None = None) -> None:
+    def __init__(self, step: Callable[[Request], Result] | None = None) -> None:
         self.calls: list[Request] = []
-        self.deed = deed
+        self.step = step
 
     def add(self, request: Request) -> Result:
         self.calls.append(request)
-        if self.deed is not None:
-            return self.deed(request)
+        if self.step is not None:
+            return self.step(request)
         address = as_interface_address("10.0.0.5/24", "")
         return Result((Interface("eth0", sandbox=request.netns),), (IP(address, interface=0),))
 
@@ -45,6 +46,9 @@ class Recorder:
         self.add(request)
 
     check = gc = status = delete
+
+    def shared_folders(self, request: Request) -> tuple[str, ...]:
+        return ()
 
     def load(self, env: Mapping[str, str]) -> skel.Plugin:
         return self
@@ -185,10 +189,10 @@ def test_the_plugin_gets_the_whole_call() -> None:
 
 
 def failing(error: Exception) -> Recorder:
-    def deed(request: Request) -> Result:
+    def step(request: Request) -> Result:
         raise error
 
-    return Recorder(deed)
+    return Recorder(step)
 
 
 CONFIG = {"name": "n", "cniVersion": "1.0.0"}
@@ -235,15 +239,15 @@ def test_a_plugin_that_cannot_be_loaded_is_reported_too() -> None:
 
 
 def test_diagnostics_go_to_stderr_a_line_each() -> None:
-    def deed(request: Request) -> Result:
-        say("one\ntwo")
-        say("three")
+    def step(request: Request) -> Result:
+        log("one\ntwo")
+        log("three")
         return Result()
 
-    assert call("ADD", CONFIG, Recorder(deed))[2] == "test: one two\ntest: three\n"
+    assert call("ADD", CONFIG, Recorder(step))[2] == "test: one two\ntest: three\n"
 
 
-OWN = skel.OWN_NETNS
+OWN = call_context.OWN_NETNS
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
@@ -260,6 +264,21 @@ def test_an_override_lets_the_own_namespace_through(value: str) -> None:
     plugin = Recorder()
     assert call("ADD", CONFIG, plugin, CNI_NETNS=OWN, CNI_NETNS_OVERRIDE=value)[0] == 0
     assert plugin.calls[0].netns == OWN
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"eth\xc3"])
+def test_an_interface_name_that_is_no_text_is_refused_and_deleted(name: bytes) -> None:
+    plugin = Recorder()
+    for command in ("ADD", "CHECK"):
+        env = {**COMPLETE, "CNI_COMMAND": command, "CNI_IFNAME": os.fsdecode(name)}
+        response = skel.run("test", plugin.load, env, json.dumps(CONFIG).encode, own_netns="/nowhere")
+        error = json.loads(response.stdout)
+        assert (response.exit, error["code"], error["msg"]) == (1, 4, "interface name is not UTF-8")
+    env = {**COMPLETE, "CNI_COMMAND": "DEL", "CNI_IFNAME": os.fsdecode(name)}
+    response = skel.run("test", plugin.load, env, json.dumps(CONFIG).encode, own_netns="/nowhere")
+    assert (response.exit, response.stdout) == (0, b"")
+    assert b"nothing to delete" in response.stderr
+    assert plugin.calls == []
 
 
 def test_del_of_the_own_namespace_goes_on_without_one() -> None:
