@@ -1,4 +1,4 @@
-"""Everything the project asks of the kernel, behind small Protocols with a stateful fake beside each.
+"""Everything the project asks of the kernel, behind small Protocols; tests/fakes has a fake of each.
 
 `Stack` (stack.py) is the network stack of one namespace: it reads links, addresses, routes, neighbours and
 bridge VLANs, and applies operations, which are plain values, in order up to the first that is refused.

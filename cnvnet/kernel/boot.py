@@ -6,7 +6,7 @@ from functools import cache
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot, "" where there is no /proc."""
+    """The random id that the kernel has given this boot, "" where /proc is not mounted."""
     try:
         return _read()
     except OSError:

@@ -1,5 +1,4 @@
-"""The transport: a small blocking AF_NETLINK socket, and the packing of the few messages every ADD and DEL
-sends.
+"""The transport: a small blocking AF_NETLINK socket, and the packing of the messages of every ADD and DEL.
 
 A socket acts in the namespace it was opened in, wherever its thread goes later, and is used by one thread.
 All other messages are encoded and decoded by pyroute2's classes (cnvnet.kernel.pyroute2_light).
@@ -16,7 +15,6 @@ from typing import Final, NamedTuple
 
 # include/uapi/linux/netlink.h
 REQUEST: Final = 0x1
-MULTI: Final = 0x2
 ACK: Final = 0x4
 ECHO: Final = 0x8
 DUMP_INTERRUPTED: Final = 0x10
@@ -35,26 +33,23 @@ _ADD_MEMBERSHIP: Final = 1
 _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
 _GET_STRICT_CHK: Final = 12
-_NESTED: Final = 0x8000
+# NLA_F_NESTED marks an attribute that holds others; the type is what the two highest bits leave.
+NESTED: Final = 0x8000
 _TYPE_MASK: Final = 0x3FFF
 
-_HEADER: Final = struct.Struct("=IHHII")
+HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _INT: Final = struct.Struct("=i")
 HEADER_SIZE: Final = 16
 
 # The kernel never puts more than 32 KiB into one datagram of a dump (netlink_dump in af_netlink.c).
 _RECEIVE_SIZE: Final = 65536
-# Replies wait in the socket's queue (212,992 bytes by default) until send() returns; an echoed link takes
-# up to 4 KiB there, so that many messages are always safe.
-_CHUNK: Final = 32
-_CHUNK_BYTES: Final = 65536
-# A dump is repeated when links come or go while it runs, which under 16 busy threads happens many times in
-# a row.
+# A dump is repeated when links come or go while it runs; with 16 busy threads that happens many times in a
+# row.
 _DUMP_ATTEMPTS: Final = 200
 
 
-class Message(NamedTuple):
+class NetlinkMessage(NamedTuple):
     """One request: its type (RTM_*), the flags besides REQUEST and ACK, and all that follows the header."""
 
     type: int
@@ -83,6 +78,7 @@ class Socket:
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def __enter__(self) -> Socket:
@@ -92,9 +88,10 @@ class Socket:
         self.close()
 
     def fileno(self) -> int:
+        """The descriptor, for select and poll."""
         return self._socket.fileno()
 
-    def request(self, message: Message) -> list[bytes]:
+    def request(self, message: NetlinkMessage) -> list[bytes]:
         """Sends one message, waits for its acknowledgement and returns the replies that came before it.
 
         Raises NetlinkError.
@@ -114,9 +111,10 @@ class Socket:
                     raise failure
                 return replies
 
-    def get(self, message: Message) -> bytes:
-        """Sends one query that is answered by exactly one message, without asking for an acknowledgement
-        too.
+    def get(self, message: NetlinkMessage) -> bytes:
+        """Sends one query that is answered by exactly one message.
+
+        No acknowledgement is asked for.
         """
         self._sequence += 1
         sequence = self._sequence
@@ -129,43 +127,44 @@ class Socket:
                     return raw
                 raise _failure(raw) or NetlinkError(errno.EPROTO, "acknowledged without an answer")
 
-    def batch(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
-        """Sends many messages, up to 32 in one send(), and returns what became of each.
+    def get_each(self, messages: Sequence[NetlinkMessage]) -> list[bytes | NetlinkError]:
+        """The answers to queries like that of `get`, in their order, all asked for in one send().
 
-        The kernel goes on after a message it refuses: this is for messages that do not depend on one
-        another.
+        For some dozens: what they and their answers take has to fit into a socket's buffers.
         """
-        outcome: list[NetlinkError | None] = []
-        for chunk in _chunks(messages):
-            first = self._sequence + 1
-            self._sequence += len(chunk)
-            self._socket.send(b"".join(pack(m, ACK, first + i) for i, m in enumerate(chunk)))
-            answers: dict[int, NetlinkError | None] = {}
-            while len(answers) < len(chunk):
-                for kind, _, number, raw in self._receive():
-                    if kind == _ERROR and number >= first:
-                        answers[number] = _failure(raw)
-            outcome += [answers[first + i] for i in range(len(chunk))]
-        return outcome
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        self._socket.send(b"".join(pack(message, 0, first + i) for i, message in enumerate(messages)))
+        answers: dict[int, bytes | NetlinkError] = {}
+        while len(answers) < len(messages):
+            for kind, _, number, raw in self._receive():
+                if number < first:
+                    continue
+                failure = _failure(raw) if kind == _ERROR else None
+                if failure is not None and failure.errno == errno.EPERM:
+                    # nfnetlink asks for the right once for all of a send(), and answers the first alone.
+                    return [failure] * len(messages)
+                answers[number] = failure or raw
+        return [answers[first + i] for i in range(len(messages))]
 
-    def dump(self, message: Message) -> list[bytes]:
+    def dump(self, message: NetlinkMessage) -> list[bytes]:
         """The complete answer to a dump request; one that changes interrupted (DUMP_INTR) is repeated."""
         for _ in range(_DUMP_ATTEMPTS):
             try:
-                found = self._dump_once(message)
+                answers = self._dump_once(message)
             except OSError as e:
                 if isinstance(e, NetlinkError) or e.errno != errno.ENOBUFS:
                     raise
                 continue  # replies were dropped: ask again
-            if found is not None:
-                return found
+            if answers is not None:
+                return answers
         raise NetlinkError(errno.EBUSY, f"interrupted by changes {_DUMP_ATTEMPTS} times")
 
-    def _dump_once(self, message: Message) -> list[bytes] | None:
+    def _dump_once(self, message: NetlinkMessage) -> list[bytes] | None:
         self._sequence += 1
         sequence = self._sequence
         self._socket.send(pack(message, DUMP, sequence))
-        found: list[bytes] = []
+        answers: list[bytes] = []
         whole = True
         while True:
             for kind, flags, number, raw in self._receive():
@@ -176,17 +175,22 @@ class Socket:
                 if kind in (_DONE, _ERROR):
                     if failure := _failure(raw):
                         raise failure
-                    return found if whole else None
-                found.append(raw)
+                    return answers if whole else None
+                answers.append(raw)
+
+    def bound(self) -> int:
+        """The socket's port, which tells it from all others of its namespace, as long as it is open."""
+        self._socket.bind((0, 0))
+        return int(self._socket.getsockname()[0])
 
     def join(self, *groups: int) -> None:
         """Subscribes to multicast groups (RTNLGRP_*); a socket that does so makes no requests."""
-        self._socket.bind((0, 0))  # a socket without a port of its own is passed over
+        self.bound()  # the kernel sends nothing to a socket without a port
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
-    def heard(self, seconds: float) -> bool:
-        """Whether anything came from a joined group within that time; what had come is thrown away.
+    def wait(self, seconds: float) -> bool:
+        """Whether the kernel has sent anything to a joined group within that time; it is thrown away.
 
         Callers read the state anew afterwards, so that a dropped notification (ENOBUFS) counts as one that
         came.
@@ -208,44 +212,33 @@ class Socket:
                     raise
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """The messages of the next datagram from the kernel: type, flags, sequence number, and the whole
-        message.
+        """The messages of the next datagram from the kernel.
+
+        Each is its type, flags, sequence number, and the whole message.
         """
         data, sender = self._socket.recvfrom(_RECEIVE_SIZE)
         if sender[0] != 0:
-            # Another process, maybe one of the pod's, can write to our port: only the kernel is believed.
+            # Any process of the namespace can write to this socket: only what the kernel (port 0) sends
+            # counts.
             return
         offset, end = 0, len(data)
         while offset + HEADER_SIZE <= end:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
             if length < HEADER_SIZE or offset + length > end:
                 raise NetlinkError(errno.EPROTO, f"a message of {length} bytes in {end - offset}")
             yield kind, flags, sequence, data[offset : offset + length]
             offset += (length + 3) & ~3
 
 
-def _chunks(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    chunk: list[Message] = []
-    size = 0
-    for message in messages:
-        if chunk and (len(chunk) == _CHUNK or size + len(message.body) > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(message)
-        size += len(message.body)
-    if chunk:
-        yield chunk
-
-
-def pack(message: Message, flags: int = 0, sequence: int = 0) -> bytes:
+def pack(message: NetlinkMessage, flags: int = 0, sequence: int = 0) -> bytes:
     """The whole message, header included."""
     kind, more, body = message
-    return _HEADER.pack(HEADER_SIZE + len(body), kind, REQUEST | flags | more, sequence, 0) + body
+    return HEADER.pack(HEADER_SIZE + len(body), kind, REQUEST | flags | more, sequence, 0) + body
 
 
 def _failure(raw: bytes) -> NetlinkError | None:
     """The error in an NLMSG_ERROR or NLMSG_DONE message; None when it says that all is well."""
-    length, kind, flags, _, _ = _HEADER.unpack_from(raw)
+    length, kind, flags, _, _ = HEADER.unpack_from(raw)
     if length < HEADER_SIZE + 4:
         return None
     number = -_INT.unpack_from(raw, HEADER_SIZE)[0]
@@ -256,10 +249,10 @@ def _failure(raw: bytes) -> NetlinkError | None:
         offset = HEADER_SIZE + 4
         if kind == _ERROR:
             # The request's header comes back too, and its body unless the socket asked for a capped answer.
-            asked = _HEADER.unpack_from(raw, offset)[0]
-            offset += HEADER_SIZE if flags & _CAPPED else (asked + 3) & ~3
-        found = attributes(raw, offset)
-        explanation = text(found[_ATTR_MSG]) if _ATTR_MSG in found else ""
+            length_of_request = HEADER.unpack_from(raw, offset)[0]
+            offset += HEADER_SIZE if flags & _CAPPED else (length_of_request + 3) & ~3
+        attrs = attributes(raw, offset)
+        explanation = text(attrs[_ATTR_MSG]) if _ATTR_MSG in attrs else ""
     return NetlinkError(number, explanation)
 
 
@@ -268,9 +261,14 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
+def string(kind: int, value: str) -> bytes:
+    """An attribute that is a name, with its closing NUL."""
+    return attribute(kind, value.encode() + b"\0")
+
+
 def nested(kind: int, *members: bytes) -> bytes:
     """An attribute that holds attributes, with the flag the kernel's strict parsers want."""
-    return attribute(kind | _NESTED, b"".join(members))
+    return attribute(kind | NESTED, b"".join(members))
 
 
 def attributes(data: bytes, offset: int = 0, wanted: frozenset[int] | None = None) -> dict[int, bytes]:
@@ -278,7 +276,7 @@ def attributes(data: bytes, offset: int = 0, wanted: frozenset[int] | None = Non
 
     Of a message with many of them, only those that are `wanted`: half the time.
     """
-    found: dict[int, bytes] = {}
+    attrs: dict[int, bytes] = {}
     unpack, last = _ATTRIBUTE.unpack_from, len(data) - 4
     while offset <= last:
         length, kind = unpack(data, offset)
@@ -286,9 +284,9 @@ def attributes(data: bytes, offset: int = 0, wanted: frozenset[int] | None = Non
             break
         kind &= _TYPE_MASK
         if wanted is None or kind in wanted:
-            found[kind] = data[offset + 4 : offset + length]
+            attrs[kind] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return found
+    return attrs
 
 
 def members(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:

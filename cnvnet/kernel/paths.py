@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from functools import cache
 from typing import Final
 
-# openat2(2), Linux 5.6; include/uapi/linux/openat2.h. The number is the same on all machines but Alpha.
-_OPENAT2: Final = 437
+from cnvnet.kernel import syscalls
+
+# include/uapi/linux/openat2.h
 _RESOLVE_IN_ROOT: Final = 0x10
-# A directory was renamed while the kernel was on its way.
+# openat2 answers EAGAIN when a directory was renamed while the kernel walked the path.
 _ATTEMPTS: Final = 5
 
 
@@ -36,31 +35,10 @@ def open_in(root: int, path: str, flags: int) -> int:
 
 
 def _openat2(root: int, path: str, flags: int) -> int:
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("embedded null byte")
-    fd, number = -1, errno.EAGAIN
-    for _ in range(_ATTEMPTS):
-        fd, number = _function()(root, encoded, flags | os.O_CLOEXEC)
-        if number != errno.EAGAIN:
-            break
-    if number:
-        raise OSError(number, os.strerror(number), path)
-    return fd
-
-
-@cache
-def _function() -> Callable[[int, bytes, int], tuple[int, int]]:
-    """openat2 for one root: the descriptor, and its errno."""
-    import ctypes
-
-    # PyDLL keeps the interpreter lock: no other thread runs Python between the call and its errno.
-    syscall = ctypes.PyDLL(None, use_errno=True).syscall
-    syscall.restype = ctypes.c_long
-
-    def call(root: int, path: bytes, flags: int) -> tuple[int, int]:
-        how = (ctypes.c_uint64 * 3)(flags, 0, _RESOLVE_IN_ROOT)
-        fd: int = syscall(_OPENAT2, root, path, how, ctypes.c_size_t(ctypes.sizeof(how)))
-        return fd, ctypes.get_errno() if fd < 0 else 0
-
-    return call
+    flags |= os.O_CLOEXEC
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return syscalls.openat2(root, path, flags, _RESOLVE_IN_ROOT)
+        except BlockingIOError:
+            continue
+    return syscalls.openat2(root, path, flags, _RESOLVE_IN_ROOT)

@@ -1,10 +1,9 @@
 """pyroute2's message classes without the rest of pyroute2.
 
 `import pyroute2`, or any module of it, runs the package's `__init__`, which loads 370 modules in 80 to 130
-ms; a standalone executable uses four message classes, which load in 17. So while they are imported an
-empty module stands in for the package; afterwards it is taken away again, and a real `import pyroute2`
-works as ever. Where pyroute2 has been imported already (the agent, tests), that one is used. This is the
-only module that knows of the trick.
+ms; a standalone executable uses four message classes, which load in 17. So an empty module takes the
+package's name in sys.modules while they are imported, and is removed afterwards, so that a real `import
+pyroute2` works as ever. Where pyroute2 has been imported already (the agent, tests), that one is used.
 """
 
 from __future__ import annotations
@@ -27,8 +26,13 @@ class Decoded(Protocol):
     """A message or a nested attribute as pyroute2 shows it: header fields by key, attributes by name."""
 
     def __getitem__(self, field: str) -> Value: ...
-    def get_attr(self, name: str) -> Value: ...
-    def get_attrs(self, name: str) -> list[Value]: ...
+    def get_attr(self, name: str) -> Value:
+        """The first attribute of this name, or None."""
+        ...
+
+    def get_attrs(self, name: str) -> list[Value]:
+        """All attributes of this name."""
+        ...
 
 
 _classes: dict[str, Callable[..., Any]] = {}
@@ -73,10 +77,10 @@ def _import(name: str) -> ModuleType:
     spec = PathFinder.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         return import_module(f"{_PACKAGE}.{name}")  # installed in some other way: the long road
-    stand_in = ModuleType(_PACKAGE)
-    stand_in.__path__ = list(spec.submodule_search_locations)
-    stand_in.__spec__ = spec
-    sys.modules[_PACKAGE] = stand_in
+    placeholder = ModuleType(_PACKAGE)
+    placeholder.__path__ = list(spec.submodule_search_locations)
+    placeholder.__spec__ = spec
+    sys.modules[_PACKAGE] = placeholder
     try:
         return import_module(f"{_PACKAGE}.{name}")
     finally:

@@ -8,69 +8,70 @@ from socket import AF_INET, AF_INET6
 from typing import Final, NamedTuple
 
 from cnvnet.kernel import pyroute2_light
-from cnvnet.kernel.netlink import CREATE, EXCL, Message, attribute, nested
+from cnvnet.kernel.netlink import CREATE, EXCL, NetlinkMessage, attribute, nested
 from cnvnet.kernel.pyroute2_light import Decoded
+from cnvnet.kernel.rtnetlink import (
+    PROTOCOL_BOOT,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTA_VIA,
+    RTM_NEWROUTE,
+    RTMSG,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+    SCOPE_GLOBAL,
+    SCOPE_LINK,
+    U32,
+)
 
+# RT_TABLE_MAIN, which `ip route` shows unless it is asked for another one.
 MAIN_TABLE = 254
 
 # include/uapi/linux/rtnetlink.h
-_RTM_NEWROUTE: Final = 24
-_RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
-_RTA_DST: Final = 1
-_RTA_OIF: Final = 4
-_RTA_GATEWAY: Final = 5
-_RTA_PRIORITY: Final = 6
-_RTA_PREFSRC: Final = 7
 _RTA_METRICS: Final = 8
-_RTA_TABLE: Final = 15
-_RTA_VIA: Final = 18
 _RTAX_MTU: Final = 2
 _RTAX_ADVMSS: Final = 8
-_RTN_UNICAST: Final = 1
-_RTNH_F_ONLINK: Final = 4
-_SCOPE_UNIVERSE: Final = 0
-SCOPE_LINK: Final = 253
-_SCOPE_NOWHERE: Final = 255
-PROTOCOL_KERNEL: Final = 2
-PROTOCOL_BOOT: Final = 3
-PROTOCOL_RA: Final = 9
-
-_RTMSG: Final = struct.Struct("=BBBBBBBBI")
-_U32: Final = struct.Struct("=I")
 _FAMILY: Final = struct.Struct("=H")
 _MESSAGE: Final = ("netlink.rtnl.rtmsg", "rtmsg")
 
 
 class Route(NamedTuple):
-    """A unicast route. `gw` None is on-link; `scope` None lets the kernel's usual rule decide (link if no
-    gw).
+    """A unicast route. Of one with several next hops each is a value of its own.
 
-    Of a route with several next hops each is a value of its own. Read back, `scope` and `protocol` are
-    always the kernel's numbers; IPv6 knows no scope (0) and gives priority 1024 to a route that asks for
-    0. `protocol` 0 is "boot" (3), as with `ip route`. `gw` may be IPv6 where `dst` is IPv4. `src` is the
-    address that is preferred as the source.
+    Read back, `scope` and `protocol` are always the kernel's numbers.
     """
 
     dst: IPv4Network | IPv6Network
     ifindex: int
+    # None: the destination is on the link. IPv6 may lead to an IPv4 destination.
     gw: IPv4Address | IPv6Address | None = None
     table: int = MAIN_TABLE
+    # IPv6 reads back as 1024 what is added with 0.
     priority: int = 0
+    # None: link without `gw`, else universe, as `ip route` does. IPv6 has no scope and reads back 0.
     scope: int | None = None
+    # 0: the link's.
     mtu: int = 0
     advmss: int = 0
+    # The gateway is on the link, although no route says so.
     onlink: bool = False
+    # 0 is "boot" (3), as with `ip route`.
     protocol: int = 0
+    # The source address of packets that leave by it.
     src: IPv4Address | IPv6Address | None = None
 
 
 class AddRoute(NamedTuple):
-    """EEXIST when the destination has one of that priority; ENETUNREACH when the gateway cannot be reached
-    directly.
+    """Adds a route.
 
-    `append` adds a further next hop instead of refusing it (EEXIST then only for the very same one), as
-    the reference plugins' RouteAddEcmp does: IPv6 spreads over all next hops, IPv4 keeps them as
+    EEXIST when the destination has one of that priority; ENETUNREACH when the gateway cannot be reached
+    directly. `append` adds a further next hop instead of refusing it (EEXIST then only for the very same
+    one), as the reference plugins' RouteAddEcmp does: IPv6 spreads over all next hops, IPv4 keeps them as
     alternatives and uses the one that was added last.
     """
 
@@ -78,103 +79,90 @@ class AddRoute(NamedTuple):
     append: bool = False
 
 
-class DeleteRoute(NamedTuple):
-    """ESRCH when there is none. `scope` None, `protocol` 0 and, for IPv6, `priority` 0 match any; metrics
-    count not.
-    """
-
-    route: Route
-
-
-def query(family: int = 0) -> Message:
+def query(family: int = 0) -> NetlinkMessage:
     """Asks for all routes."""
-    return Message(_RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+    return NetlinkMessage(_RTM_GETROUTE, 0, RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
-def encode_add(wanted: AddRoute) -> Message:
-    """RTM_NEWROUTE, packed by hand because every layer-3 ADD sends some; the tests hold it against
-    pyroute2's.
+def encode_add(wanted: AddRoute) -> NetlinkMessage:
+    """RTM_NEWROUTE, packed with `struct`, because every layer-3 ADD sends some.
+
+    Tests compare it with pyroute2's.
     """
     route = wanted.route
     scope = route.scope
     if scope is None:
-        scope = SCOPE_LINK if route.gw is None else _SCOPE_UNIVERSE
+        scope = SCOPE_LINK if route.gw is None else SCOPE_GLOBAL
     body = _header(route, scope, route.protocol or PROTOCOL_BOOT) + _selector(route)
-    metrics = attribute(_RTAX_MTU, _U32.pack(route.mtu)) if route.mtu else b""
-    metrics += attribute(_RTAX_ADVMSS, _U32.pack(route.advmss)) if route.advmss else b""
+    metrics = attribute(_RTAX_MTU, U32.pack(route.mtu)) if route.mtu else b""
+    metrics += attribute(_RTAX_ADVMSS, U32.pack(route.advmss)) if route.advmss else b""
     if metrics:
         body += nested(_RTA_METRICS, metrics)
     if route.src is not None:
-        body += attribute(_RTA_PREFSRC, route.src.packed)
-    # Neither NLM_F_APPEND: in IPv4 it would put the new next hop last, where nobody uses it.
-    return Message(_RTM_NEWROUTE, CREATE if wanted.append else CREATE | EXCL, body)
-
-
-def encode_delete(wanted: DeleteRoute) -> Message:
-    """RTM_DELROUTE."""
-    route = wanted.route
-    scope = _SCOPE_NOWHERE if route.scope is None else route.scope
-    return Message(_RTM_DELROUTE, 0, _header(route, scope, route.protocol) + _selector(route))
+        body += attribute(RTA_PREFSRC, route.src.packed)
+    # No NLM_F_APPEND either: IPv4 would put the new next hop last, and uses the first one only.
+    return NetlinkMessage(RTM_NEWROUTE, CREATE if wanted.append else CREATE | EXCL, body)
 
 
 def decode(raw: bytes) -> list[Route]:
-    """The unicast route in an RTM_NEWROUTE message, once per next hop; nothing for other types and
-    families.
+    """The unicast route in an RTM_NEWROUTE message, once per next hop.
+
+    Nothing for other types and families.
     """
-    found = pyroute2_light.decode(*_MESSAGE, raw)
-    family = found["family"]
-    if family not in (AF_INET, AF_INET6) or found["type"] != _RTN_UNICAST:
+    message = pyroute2_light.decode(*_MESSAGE, raw)
+    family = message["family"]
+    if family not in (AF_INET, AF_INET6) or message["type"] != RTN_UNICAST:
         return []
-    metrics = found.get_attr("RTA_METRICS")
-    src = found.get_attr("RTA_PREFSRC")
+    metrics = message.get_attr("RTA_METRICS")
+    src = message.get_attr("RTA_PREFSRC")
     base = Route(
-        dst=_network(found),
+        dst=_network(message),
         ifindex=0,
-        table=found.get_attr("RTA_TABLE") or found["table"],
-        priority=found.get_attr("RTA_PRIORITY") or 0,
-        scope=found["scope"],
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        priority=message.get_attr("RTA_PRIORITY") or 0,
+        scope=message["scope"],
         mtu=(metrics.get_attr("RTAX_MTU") if metrics else None) or 0,
         advmss=(metrics.get_attr("RTAX_ADVMSS") if metrics else None) or 0,
-        protocol=found["proto"],
+        protocol=message["proto"],
         src=ip_address(src) if src else None,
     )
-    hops = found.get_attr("RTA_MULTIPATH")
+    hops = message.get_attr("RTA_MULTIPATH")
     if hops:
         return [_over(base, hop, hop["oif"], hop["flags"]) for hop in hops]
-    return [_over(base, found, found.get_attr("RTA_OIF") or 0, found["flags"])]
+    return [_over(base, message, message.get_attr("RTA_OIF") or 0, message["flags"])]
 
 
 def _over(base: Route, hop: Decoded, ifindex: int, flags: int) -> Route:
     via = hop.get_attr("RTA_VIA")
     gw = via["addr"] if via else hop.get_attr("RTA_GATEWAY")
-    onlink = bool(flags & _RTNH_F_ONLINK)
+    onlink = bool(flags & RTNH_F_ONLINK)
     return base._replace(ifindex=ifindex, gw=ip_address(gw) if gw else None, onlink=onlink)
 
 
-def _network(found: Decoded) -> IPv4Network | IPv6Network:
-    any_address = "0.0.0.0" if found["family"] == AF_INET else "::"
-    return ip_network(f"{found.get_attr('RTA_DST') or any_address}/{found['dst_len']}")
+def _network(message: Decoded) -> IPv4Network | IPv6Network:
+    any_address = "0.0.0.0" if message["family"] == AF_INET else "::"
+    return ip_network(f"{message.get_attr('RTA_DST') or any_address}/{message['dst_len']}")
 
 
 def _header(route: Route, scope: int, protocol: int) -> bytes:
     family = AF_INET if route.dst.version == 4 else AF_INET6
     table = route.table if route.table < 256 else 0
-    flags = _RTNH_F_ONLINK if route.onlink else 0
-    return _RTMSG.pack(family, route.dst.prefixlen, 0, 0, table, protocol, scope, _RTN_UNICAST, flags)
+    flags = RTNH_F_ONLINK if route.onlink else 0
+    return RTMSG.pack(family, route.dst.prefixlen, 0, 0, table, protocol, scope, RTN_UNICAST, flags)
 
 
 def _selector(route: Route) -> bytes:
-    """The attributes that tell one route from another."""
-    packed = attribute(_RTA_TABLE, _U32.pack(route.table))
+    """The attributes that distinguish one route from another."""
+    packed = attribute(RTA_TABLE, U32.pack(route.table))
     if route.dst.prefixlen:
-        packed += attribute(_RTA_DST, route.dst.network_address.packed)
+        packed += attribute(RTA_DST, route.dst.network_address.packed)
     if route.ifindex:
-        packed += attribute(_RTA_OIF, _U32.pack(route.ifindex))
+        packed += attribute(RTA_OIF, U32.pack(route.ifindex))
     if route.gw is not None:
         if route.gw.version == route.dst.version:
-            packed += attribute(_RTA_GATEWAY, route.gw.packed)
+            packed += attribute(RTA_GATEWAY, route.gw.packed)
         else:
-            packed += attribute(_RTA_VIA, _FAMILY.pack(AF_INET6) + route.gw.packed)
+            packed += attribute(RTA_VIA, _FAMILY.pack(AF_INET6) + route.gw.packed)
     if route.priority:
-        packed += attribute(_RTA_PRIORITY, _U32.pack(route.priority))
+        packed += attribute(RTA_PRIORITY, U32.pack(route.priority))
     return packed

@@ -1,6 +1,6 @@
 """The network stack of one namespace, as the rest of the project sees it, and the real one.
 
-The Protocols come first; `NetlinkStack` and `LinuxKernel` are the real thing, cnvnet.kernel.fake has their
+The Protocols come first; `NetlinkStack` and `LinuxKernel` are the real thing, tests.fakes.kernel has their
 doubles.
 """
 
@@ -9,53 +9,42 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final, Protocol
 
-from cnvnet.kernel import addresses, links, neighbours, netns, routes, snapshots, sysctl, tap, vlans
-from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
+from cnvnet.kernel import (
+    addresses,
+    fdb,
+    link_messages,
+    neighbours,
+    netns,
+    routes,
+    snapshots,
+    sysctl,
+    tap,
+    vlans,
+)
+from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.links import (
-    ChangeLink,
+    RETIRED_GROUP,
     CreateBridge,
     CreateDummy,
     CreateVeth,
-    DeleteGroup,
     DeleteLink,
     Link,
+    can_exist,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
-from cnvnet.kernel.netlink import Message, NetlinkError, Socket
+from cnvnet.kernel.neighbours import Neighbour, ResolveNeighbour
+from cnvnet.kernel.netlink import NetlinkError, NetlinkMessage, Socket
 from cnvnet.kernel.netns import Netns, lock
-from cnvnet.kernel.nft import Nft
-from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
-from cnvnet.kernel.snapshots import Replay, Snapshot
+from cnvnet.kernel.nft.tables import Nft
+from cnvnet.kernel.operations import Operation, describe, encode, ifindex_of
+from cnvnet.kernel.routes import Route
+from cnvnet.kernel.snapshots import Snapshot
+from cnvnet.kernel.sysctl import Sysctls
 from cnvnet.kernel.tap import CreateTap
-from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
-
-if TYPE_CHECKING:
-    from cnvnet.kernel.retired import Reaper
-
-Operation = (
-    CreateBridge
-    | CreateVeth
-    | CreateDummy
-    | CreateTap
-    | ChangeLink
-    | DeleteLink
-    | DeleteGroup
-    | AddAddress
-    | DeleteAddress
-    | AddRoute
-    | DeleteRoute
-    | AddNeighbour
-    | ResolveNeighbour
-    | DeleteNeighbour
-    | AddVlans
-    | DeleteVlans
-    | Replay
-)
-
+from cnvnet.kernel.vlans import VlanRange
 
 # include/uapi/linux/rtnetlink.h
 _RTNLGRP_LINK: Final = 1
@@ -81,78 +70,125 @@ class KernelError(OSError):
 
 
 class Reader(Protocol):
-    """What can be asked. Every read is complete: a dump the kernel interrupted is repeated. `links` leaves
-    out those that are retired.
+    """What can be asked. Every read is complete: a dump the kernel interrupted is repeated.
 
-    `link` takes a name or an ifindex. With an ifindex the others tell of that link only, and nothing when
-    it is gone. `vlans` of a bridge are those of the bridge itself; a kernel without VLAN filtering has
-    none.
+    `links` leaves out those that are retired. `link` takes a name or an ifindex. With an ifindex the others
+    read that link only, and nothing when it is gone. `vlans` of a bridge are those of the bridge itself; a
+    kernel without VLAN filtering has none. `owner` is the ifindex of the bridge or port of it whose own MAC
+    address this is; 0 when there is none, or before Linux 5.0, which cannot be asked.
     """
 
-    def link(self, name: str | int) -> Link | None: ...
-    def links(self) -> list[Link]: ...
-    def addresses(self, ifindex: int = 0) -> list[Address]: ...
-    def routes(self, ifindex: int = 0) -> list[Route]: ...
-    def neighbours(self, ifindex: int = 0) -> list[Neighbour]: ...
-    def vlans(self, ifindex: int) -> list[VlanRange]: ...
+    def link(self, name: str | int) -> Link | None:
+        """A link by its name or index, or None if there is none."""
+        ...
 
+    def links(self) -> list[Link]:
+        """All links but retired ones."""
+        ...
 
-class Sysctls(Protocol):
-    """Sysctls of the stack's namespace by their path below /proc/sys, as `net/ipv4/conf/eth0/arp_notify`.
+    def addresses(self, ifindex: int = 0) -> list[Address]:
+        """The addresses of a link, or of all (0)."""
+        ...
 
-    `get` is None where there is no such key; `set` raises KernelError (ENOENT, EINVAL, EACCES).
-    """
+    def routes(self, ifindex: int = 0) -> list[Route]:
+        """The routes of all tables through a link, or all (0)."""
+        ...
 
-    def get(self, key: str) -> str | None: ...
-    def set(self, key: str, value: str) -> None: ...
+    def neighbours(self, ifindex: int = 0) -> list[Neighbour]:
+        """The neighbours behind a link, or all (0)."""
+        ...
+
+    def owner(self, bridge: int, mac: str) -> int:
+        """The index of the bridge's port behind which a MAC address is; 0 if none."""
+        ...
+
+    def vlans(self, ifindex: int) -> list[VlanRange]:
+        """The VLANs of a bridge's port or of the bridge; none if it filters none."""
+        ...
 
 
 class Changes(Protocol):
     """A subscription to what happens to links and IPv6 addresses from now on."""
 
-    def heard(self, seconds: float) -> bool:
-        """Waits until something has happened (True) or the time is over; the reader looks what it was."""
+    def wait(self, seconds: float) -> bool:
+        """True as soon as something has happened, False after `seconds`; the caller reads what it was."""
         ...
 
 
 class Stack(Reader, Protocol):
-    """One namespace's stack, for one thread. `apply` does all operations in order and stops at the first
-    refused.
+    """One namespace's stack, for one thread.
 
-    It returns the links created, in order, as they are right after their creation: with their master, but
-    not yet with its effects (operstate, port flags, a bridge's MAC). `snapshot` is what a link has of layer
-    3 and keeps by itself.
+    `apply` does all operations in order and stops at the first refused. It returns the links created, in
+    order, as they are right after their creation: with their master, but not yet with its effects
+    (operstate, port flags, a bridge's MAC). `snapshot` is what a link has of layer 3 and keeps by itself.
     """
 
     @property
-    def sysctls(self) -> Sysctls: ...
-    def apply(self, *operations: Operation) -> list[Link]: ...
-    def changes(self) -> AbstractContextManager[Changes]: ...
-    def snapshot(self, ifindex: int) -> Snapshot: ...
+    def sysctls(self) -> Sysctls:
+        """The sysctls of the namespace."""
+        ...
+
+    def apply(self, *operations: Operation) -> list[Link]:
+        """Do the operations in order until one is refused; the links that were created. KernelError."""
+        ...
+
+    def changes(self) -> AbstractContextManager[Changes]:
+        """Tell of changes to links and IPv6 addresses in the block."""
+        ...
+
+    def snapshot(self, ifindex: int) -> Snapshot:
+        """What vm-bridge takes from a link and gives back later."""
+        ...
+
+
+class Reaper(Protocol):
+    """Deletes the retired links (cnvnet.kernel.deferred) of the namespace its process runs in."""
+
+    def notify(self) -> None:
+        """There are some; returns at once."""
+        ...
 
 
 class Kernel(Protocol):
     """The way in: stack and nftables of the namespace the call runs in (None) or of another; closed on exit.
 
     `netns` opens the namespace at a path and raises FileNotFoundError when there is none, NotANamespace
-    (an OSError, cnvnet.kernel.netns) when the path is something else. `lock` waits until nobody else has a
-    namespace for himself, and has it until that is closed; TimeoutError. `own` is the inode of the call's
-    own namespace. `reaper` deletes what is retired (cnvnet.kernel.retired); None in a program that ends with
-    its call, which deletes at once.
+    (an OSError, cnvnet.kernel.netns) when the path is something else. `lock` waits until no other call of
+    ours has the namespace locked, and keeps it locked until it is closed; TimeoutError. `own` is the inode
+    of the call's own namespace. `reaper` deletes what is retired (cnvnet.kernel.deferred.retired); None in a
+    program that ends with its call, which deletes at once.
     """
 
     @property
-    def reaper(self) -> Reaper | None: ...
-    def stack(self, netns: Netns | None = None) -> AbstractContextManager[Stack]: ...
-    def nft(self, netns: Netns | None = None) -> AbstractContextManager[Nft]: ...
-    def netns(self, path: str) -> AbstractContextManager[Netns]: ...
-    def lock(self, netns: Netns, wait_seconds: float) -> None: ...
-    def own(self) -> int: ...
+    def reaper(self) -> Reaper | None:
+        """What deletes retired links later; None: links are deleted at once."""
+        ...
+
+    def stack(self, netns: Netns | None = None) -> AbstractContextManager[Stack]:
+        """The stack of a namespace, or of the own one, for the block."""
+        ...
+
+    def nft(self, netns: Netns | None = None) -> AbstractContextManager[Nft]:
+        """The nftables of a namespace, or of the own one, for the block."""
+        ...
+
+    def netns(self, path: str) -> AbstractContextManager[Netns]:
+        """A namespace by its path, open for the block."""
+        ...
+
+    def lock(self, netns: Netns, wait_seconds: float) -> None:
+        """Lock a namespace for as long as it is open here. TimeoutError."""
+        ...
+
+    def own(self) -> int:
+        """The inode of the own namespace."""
+        ...
 
 
 class NetlinkStack:
-    """The stack of the namespace its socket was opened in. `netns` (None: the thread's own) is that
-    namespace.
+    """The stack of the namespace its socket was opened in.
+
+    `netns` is that namespace; None: the thread's own.
     """
 
     def __init__(self, socket: Socket, netns: Netns | None) -> None:
@@ -161,33 +197,48 @@ class NetlinkStack:
         self.sysctls: Sysctls = _CheckedSysctls(netns)
 
     def link(self, name: str | int) -> Link | None:
-        if isinstance(name, str) and not links.can_exist(name):
+        """A link by its name or index, or None if there is none. KernelError."""
+        if isinstance(name, str) and not can_exist(name):
             return None
         try:
-            return links.decode(self._socket.get(links.query(name)))
+            return link_messages.decode(self._socket.get(link_messages.query(name)))
         except NetlinkError as e:
             if e.errno == errno.ENODEV:
                 return None
             raise KernelError(e.errno or errno.EIO, f"link {name}: {e.text}") from e
 
     def links(self) -> list[Link]:
-        found = map(links.decode, self._dump("links", links.query_all()))
-        return [link for link in found if link.group != links.RETIRED_GROUP]
+        """All links but retired ones. KernelError."""
+        decoded = map(link_messages.decode, self._dump("links", link_messages.query_all()))
+        return [link for link in decoded if link.group != RETIRED_GROUP]
 
     def addresses(self, ifindex: int = 0) -> list[Address]:
-        found = map(addresses.decode, self._dump("addresses", addresses.query(ifindex)))
-        return [address for address in found if address is not None]
+        """The addresses of a link, or of all (0). KernelError."""
+        decoded = map(addresses.decode, self._dump("addresses", addresses.query(ifindex)))
+        return [address for address in decoded if address is not None]
 
     def routes(self, ifindex: int = 0) -> list[Route]:
-        found = [route for raw in self._dump("routes", routes.query()) for route in routes.decode(raw)]
-        return [route for route in found if ifindex in (0, route.ifindex)]
+        """The routes of all tables through a link, or all (0). KernelError."""
+        every = [route for raw in self._dump("routes", routes.query()) for route in routes.decode(raw)]
+        return [route for route in every if ifindex in (0, route.ifindex)]
 
     def neighbours(self, ifindex: int = 0) -> list[Neighbour]:
+        """The neighbours behind a link, or all (0). KernelError."""
         answers = [raw for query in neighbours.queries() for raw in self._dump("neighbours", query)]
-        found = [neighbour for neighbour in map(neighbours.decode, answers) if neighbour is not None]
-        return [neighbour for neighbour in found if ifindex in (0, neighbour.ifindex)]
+        every = [neighbour for neighbour in map(neighbours.decode, answers) if neighbour is not None]
+        return [neighbour for neighbour in every if ifindex in (0, neighbour.ifindex)]
+
+    def owner(self, bridge: int, mac: str) -> int:
+        """The index of the bridge's port behind which a MAC address is; 0 if none. KernelError."""
+        try:
+            return fdb.decode_owner(self._socket.get(fdb.query(bridge, mac)))
+        except NetlinkError as e:
+            if e.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+                return 0
+            raise KernelError(e.errno or errno.EIO, f"owner of {mac}: {e.text}") from e
 
     def vlans(self, ifindex: int) -> list[VlanRange]:
+        """The VLANs of a bridge's port or of the bridge; none if it filters none. KernelError."""
         try:
             answers = self._socket.dump(vlans.query(ifindex))
         except NetlinkError as e:
@@ -200,8 +251,9 @@ class NetlinkStack:
         return [one for raw in answers for one in vlans.decode(raw)]
 
     def apply(self, *operations: Operation) -> list[Link]:
-        # One send() for all would save 5 us each, but the kernel goes on after a message it has refused:
-        # nobody could say then what has been done, nor undo it.
+        """Do the operations in order until one is refused; the links that were created. KernelError."""
+        # One send() for all would save 5 us each, but the kernel goes on after a message it has refused: the
+        # caller could not tell what has been done, nor undo it.
         created: list[Link] = []
         for operation in operations:
             try:
@@ -212,6 +264,7 @@ class NetlinkStack:
 
     @contextmanager
     def changes(self) -> Generator[Changes]:
+        """Tell of changes to links and IPv6 addresses in the block."""
         with _inside(self._netns):
             listener = Socket()
         with listener:
@@ -219,6 +272,7 @@ class NetlinkStack:
             yield listener
 
     def snapshot(self, ifindex: int) -> Snapshot:
+        """What vm-bridge takes from a link and gives back later. KernelError."""
         return snapshots.take(
             ifindex,
             int(time.monotonic()),
@@ -246,18 +300,18 @@ class NetlinkStack:
                 neighbours.resolve(operation)
             return []
         if isinstance(operation, CreateBridge | CreateVeth | CreateDummy):
-            (message,) = _ENCODERS[type(operation)](operation)
+            (message,) = encode(operation)
             made = self._made(operation.name, self._socket.request(message))
             # The kernel echoes the link before it enslaves it.
             master = operation.master if isinstance(operation, CreateVeth) else 0
             return [link._replace(master=master) for link in made]
-        for message in _ENCODERS[type(operation)](operation):
+        for message in encode(operation):
             self._socket.request(message)
         return []
 
     def _made(self, name: str, echoed: list[bytes]) -> list[Link]:
         if echoed:
-            return [links.decode(echoed[0])]
+            return [link_messages.decode(echoed[0])]
         link = self.link(name)  # a tap, and any link before Linux 6.2, which echoes nothing
         return [link] if link is not None else []
 
@@ -273,12 +327,12 @@ class NetlinkStack:
     def _name_of(self, operation: Operation) -> str:
         ifindex = ifindex_of(operation)
         try:
-            found = self.link(ifindex) if ifindex else None
+            link = self.link(ifindex) if ifindex else None
         except KernelError:
             return ""
-        return found.name if found is not None else ""
+        return link.name if link is not None else ""
 
-    def _dump(self, what: str, query: Message) -> list[bytes]:
+    def _dump(self, what: str, query: NetlinkMessage) -> list[bytes]:
         try:
             return self._socket.dump(query)
         except NetlinkError as e:
@@ -295,66 +349,38 @@ class LinuxKernel:
 
     @contextmanager
     def stack(self, netns: Netns | None = None) -> Generator[Stack]:
+        """The stack of a namespace, or of the own one, for the block."""
         with _inside(netns):
             socket = Socket()
         with socket:
             yield NetlinkStack(socket, netns)
 
     def nft(self, netns: Netns | None = None) -> AbstractContextManager[Nft]:
-        from cnvnet.kernel.nft import open_nft
+        """The nftables of a namespace, or of the own one, for the block."""
+        from cnvnet.kernel.nft.tables import open_nft
 
         return open_nft(netns)
 
     def netns(self, path: str) -> AbstractContextManager[Netns]:
+        """A namespace by its path, open for the block."""
         return netns.opened(path)
 
     def lock(self, netns: Netns, wait_seconds: float) -> None:
+        """Lock a namespace for as long as it is open here. TimeoutError."""
         lock(netns, wait_seconds)
 
     def own(self) -> int:
+        """The inode of the own namespace."""
         return netns.own_inode()
 
 
-def describe(operation: Operation, link: str = "") -> str:
-    """One line for messages: what was asked, of which link (`link` is its name where one is known)."""
-    words = operation.words if isinstance(operation, Replay) else _WORDS[type(operation)]
-    if isinstance(operation, CreateBridge | CreateDummy | CreateTap):
-        return f"{words} {operation.name}"
-    if isinstance(operation, CreateVeth):
-        return f"{words} {operation.name} with peer {operation.peer.name}"
-    if isinstance(operation, DeleteGroup):
-        return f"{words} {operation.group}"
-    of = link or f"link {ifindex_of(operation)}"
-    detail = _detail(operation)
-    return f"{words} {detail} on {of}" if detail else f"{words} {of}"
-
-
-def ifindex_of(operation: Operation) -> int:
-    """The link an operation is about, 0 for one that makes its link or has none."""
-    if isinstance(operation, AddRoute | DeleteRoute):
-        return operation.route.ifindex
-    if isinstance(operation, AddNeighbour | DeleteNeighbour):
-        return operation.neighbour.ifindex
-    if isinstance(operation, CreateBridge | CreateVeth | CreateDummy | CreateTap | DeleteGroup):
-        return 0
-    return operation.ifindex
-
-
-def _detail(operation: Operation) -> str:
-    if isinstance(operation, Replay):
-        return operation.subject
-    if isinstance(operation, AddAddress | DeleteAddress | ResolveNeighbour):
-        return str(operation.address)
-    if isinstance(operation, AddRoute | DeleteRoute):
-        route = operation.route
-        return f"{route.dst} via {route.gw}" if route.gw is not None else str(route.dst)
-    if isinstance(operation, AddNeighbour | DeleteNeighbour):
-        return str(operation.neighbour.address)
-    if isinstance(operation, AddVlans | DeleteVlans):
-        return ",".join(
-            f"{v.first}-{v.last}" if v.last > v.first else str(v.first) for v in operation.ranges
-        )
-    return ""
+def delete_link(stack: Stack, ifindex: int) -> None:
+    """Deletes a link; one that is gone already is fine. KernelError otherwise."""
+    try:
+        stack.apply(DeleteLink(ifindex))
+    except KernelError as e:
+        if e.errno != errno.ENODEV:
+            raise
 
 
 def _inside(target: Netns | None) -> AbstractContextManager[None]:
@@ -369,45 +395,3 @@ class _CheckedSysctls(sysctl.NamespaceSysctls):
             super().set(key, value)
         except OSError as e:
             raise KernelError(e.errno or errno.EIO, str(e.strerror)) from e
-
-
-def _one(encode: Callable[[Any], Message]) -> Callable[[Any], list[Message]]:
-    return lambda operation: [encode(operation)]
-
-
-_ENCODERS: Final[dict[type, Callable[[Any], list[Message]]]] = {
-    CreateBridge: _one(links.encode_bridge),
-    CreateVeth: _one(links.encode_veth),
-    CreateDummy: _one(links.encode_dummy),
-    ChangeLink: links.encode_change,
-    DeleteLink: _one(links.encode_delete),
-    DeleteGroup: _one(links.encode_delete_group),
-    AddAddress: _one(addresses.encode_add),
-    DeleteAddress: _one(addresses.encode_delete),
-    AddRoute: _one(routes.encode_add),
-    DeleteRoute: _one(routes.encode_delete),
-    AddNeighbour: _one(neighbours.encode_add),
-    DeleteNeighbour: _one(neighbours.encode_delete),
-    AddVlans: _one(vlans.encode),
-    DeleteVlans: _one(vlans.encode),
-    Replay: lambda operation: [operation.message],
-}
-
-_WORDS: Final[dict[type, str]] = {
-    CreateBridge: "create bridge",
-    CreateVeth: "create veth",
-    CreateDummy: "create dummy",
-    CreateTap: "create tap",
-    ChangeLink: "change",
-    DeleteLink: "delete",
-    DeleteGroup: "delete link group",
-    AddAddress: "add address",
-    DeleteAddress: "delete address",
-    AddRoute: "add route",
-    DeleteRoute: "delete route",
-    AddNeighbour: "add neighbour",
-    ResolveNeighbour: "resolve neighbour",
-    DeleteNeighbour: "delete neighbour",
-    AddVlans: "add vlans",
-    DeleteVlans: "delete vlans",
-}

@@ -1,5 +1,6 @@
-"""Persistent tap devices for QEMU, made the way KubeVirt makes its own
-(cmd/virt-chroot/tap-device-maker.go).
+"""Persistent tap devices for QEMU, made the way KubeVirt makes its own.
+
+Its way is in cmd/virt-chroot/tap-device-maker.go.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _IFF_MULTI_QUEUE: Final = 0x0100
 _IFF_NO_PI: Final = 0x1000
 _IFF_ONE_QUEUE: Final = 0x2000
 _IFF_TUN_EXCL: Final = 0x8000
-_IFREQ: Final = struct.Struct("=16sH22x")
+# MAX_MTU of the kernel's tun driver: 65,535 less a header of 14 bytes.
+MAX_MTU: Final = 65521
+# struct ifreq, 40 bytes: the name, and a union of which TUNSETIFF and SIOCGIFFLAGS use the flags.
+IFREQ: Final = struct.Struct("=16sH22x")
 
 
 class CreateTap(NamedTuple):
@@ -32,7 +36,7 @@ class CreateTap(NamedTuple):
     QEMU must open it with as many queues as it was made for: `multi_queue` and a single-queue QEMU do not
     match, nor the other way round (EINVAL). VNET_HDR, offloads and vhost are QEMU's to choose. The MAC is
     the kernel's, the link down. Made in `selinux_context`, QEMU's own, it can be opened by a QEMU that
-    SELinux confines: with the context of whoever runs us it could not (relabelfrom tun_socket).
+    SELinux confines: with the plugin's own context it could not (relabelfrom tun_socket).
     """
 
     name: str
@@ -53,8 +57,15 @@ def ensure_available(selinux_context: str = "") -> None:
     """Raises TapUnavailable when no tap could be made here, or none in this context."""
     if not os.path.exists(_DEVICE):
         raise TapUnavailable(errno.ENOENT, f"{_DEVICE} is missing (modprobe tun)")
-    if selinux_context and not os.path.isdir(_SELINUX):
-        raise TapUnavailable(errno.EOPNOTSUPP, f"context {selinux_context}: SELinux does not run here")
+    if selinux_context and not knows_selinux():
+        raise TapUnavailable(
+            errno.EOPNOTSUPP, f"context {selinux_context}: SELinux does not run on this node"
+        )
+
+
+def knows_selinux() -> bool:
+    """Whether SELinux runs on this node."""
+    return os.path.isdir(_SELINUX)
 
 
 def create(wanted: CreateTap) -> None:
@@ -67,12 +78,12 @@ def create(wanted: CreateTap) -> None:
 
 def _create(wanted: CreateTap) -> None:
     # KubeVirt asks exclusively (EBUSY when the name is taken) for single-queue taps only; without it a
-    # second call would add a queue to somebody else's tap.
+    # second call would add a queue to a tap that another program made.
     mode = _IFF_MULTI_QUEUE | _IFF_NO_PI if wanted.multi_queue else _IFF_ONE_QUEUE
     flags = _IFF_TAP | _IFF_TUN_EXCL | mode
     fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(wanted.name.encode(), flags))
+        fcntl.ioctl(fd, _TUNSETIFF, IFREQ.pack(wanted.name.encode(), flags))
         fcntl.ioctl(fd, _TUNSETOWNER, wanted.owner)
         fcntl.ioctl(fd, _TUNSETGROUP, wanted.group)
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
@@ -99,8 +110,8 @@ def run_child(wanted: CreateTap) -> None:
     child = [sys.executable, "-I", "-S", "-c", _CHILD, os.path.abspath(__file__), *arguments]
     done = subprocess.run(child, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
-        said = done.stdout.decode(errors="replace")
-        number = int(said) if said.isdigit() else errno.EIO
+        printed = done.stdout.decode(errors="replace")
+        number = int(printed) if printed.isdigit() else errno.EIO
         raise OSError(number, os.strerror(number))
 
 

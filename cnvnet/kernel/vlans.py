@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from socket import AF_BRIDGE
 from typing import Final, NamedTuple
 
 from cnvnet.kernel import pyroute2_light
-from cnvnet.kernel.links import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
-from cnvnet.kernel.netlink import Message, attribute
+from cnvnet.kernel.link_messages import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
+from cnvnet.kernel.netlink import NetlinkMessage, attribute
+from cnvnet.kernel.rtnetlink import IFINFO, IFLA_EXT_MASK, U32
 
-# include/uapi/linux/{rtnetlink,if_bridge}.h
+# From rtnetlink.h and if_bridge.h in include/uapi/linux.
 _RTM_GETVLAN: Final = 114
 _BRIDGE_FLAGS_SELF: Final = 2
 _PVID: Final = 0x02
@@ -19,11 +20,8 @@ _UNTAGGED: Final = 0x04
 _RANGE_BEGIN: Final = 0x08
 _RANGE_END: Final = 0x10
 _RTEXT_FILTER_BRVLAN_COMPRESSED: Final = 4
-_IFLA_EXT_MASK: Final = 29
 
 _BR_VLAN_MSG: Final = struct.Struct("=BxxxI")
-_IFINFO: Final = struct.Struct("=BxHiII")
-_U32: Final = struct.Struct("=I")
 _MESSAGE: Final = ("netlink.rtnl.ifinfmsg", "ifinfmsg")
 
 
@@ -68,29 +66,22 @@ def compress(vids: Iterable[int], *, untagged: bool = False) -> tuple[VlanRange,
     return tuple(ranges)
 
 
-def expand(ranges: Iterable[VlanRange]) -> Iterator[int]:
-    """All VIDs of the ranges."""
-    for one in ranges:
-        yield from range(one.first, one.last + 1)
-
-
-def query(ifindex: int) -> Message:
+def query(ifindex: int) -> NetlinkMessage:
     """Asks for the VLANs of one port, or of one bridge itself (RTM_GETVLAN, Linux 5.6)."""
-    return Message(_RTM_GETVLAN, 0, _BR_VLAN_MSG.pack(AF_BRIDGE, ifindex))
+    return NetlinkMessage(_RTM_GETVLAN, 0, _BR_VLAN_MSG.pack(AF_BRIDGE, ifindex))
 
 
-def query_all() -> Message:
-    """Asks for the VLANs of all bridges and ports: the way of older kernels, which cannot be asked for
-    one.
-    """
-    mask = attribute(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_BRVLAN_COMPRESSED))
-    return Message(RTM_GETLINK, 0, _IFINFO.pack(AF_BRIDGE, 0, 0, 0, 0) + mask)
+def query_all() -> NetlinkMessage:
+    """Asks for the VLANs of all bridges and ports: older kernels cannot be asked for one."""
+    mask = attribute(IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_BRVLAN_COMPRESSED))
+    return NetlinkMessage(RTM_GETLINK, 0, IFINFO.pack(AF_BRIDGE, 0, 0, 0, 0) + mask)
 
 
-def encode(wanted: AddVlans | DeleteVlans) -> Message:
+def encode(wanted: AddVlans | DeleteVlans) -> NetlinkMessage:
     """RTM_SETLINK or RTM_DELLINK of the bridge family, all ranges in one attribute (at most 32 KiB)."""
     entries: list[tuple[str, object]] = []
     if wanted.on_bridge:
+        # For the bridge itself; without the flag the kernel hands the message to the link's master.
         entries.append(("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_SELF))
     for one in wanted.ranges:
         flags = (_PVID if one.pvid else 0) | (_UNTAGGED if one.untagged else 0)
@@ -100,15 +91,16 @@ def encode(wanted: AddVlans | DeleteVlans) -> Message:
             entries += [_entry(flags | _RANGE_BEGIN, one.first), _entry(flags | _RANGE_END, one.last)]
     header = {"family": AF_BRIDGE, "index": wanted.ifindex}
     body = pyroute2_light.encode(*_MESSAGE, header, [("IFLA_AF_SPEC", {"attrs": entries})])
-    return Message(RTM_SETLINK if isinstance(wanted, AddVlans) else RTM_DELLINK, 0, body)
+    return NetlinkMessage(RTM_SETLINK if isinstance(wanted, AddVlans) else RTM_DELLINK, 0, body)
 
 
 def decode(raw: bytes) -> list[VlanRange]:
     """The ranges in an RTM_NEWVLAN message."""
-    found = pyroute2_light.decode("netlink.rtnl.br_vlan", "br_vlan_msg", raw)
+    message = pyroute2_light.decode("netlink.rtnl.br_vlan", "br_vlan_msg", raw)
     ranges: list[VlanRange] = []
-    for entry in found.get_attrs("BRIDGE_VLANDB_ENTRY"):
+    for entry in message.get_attrs("BRIDGE_VLANDB_ENTRY"):
         info = entry.get_attr("BRIDGE_VLANDB_ENTRY_INFO")
+        # The kernel adds an end only to an entry of more than one VID.
         last = entry.get_attr("BRIDGE_VLANDB_ENTRY_RANGE") or info["vid"]
         ranges.append(_range(info["vid"], last, info["flags"]))
     return ranges
@@ -116,17 +108,18 @@ def decode(raw: bytes) -> list[VlanRange]:
 
 def decode_link(raw: bytes) -> tuple[int, list[VlanRange]]:
     """The ifindex and the ranges in an RTM_NEWLINK message of the bridge family."""
-    found = pyroute2_light.decode(*_MESSAGE, raw)
+    message = pyroute2_light.decode(*_MESSAGE, raw)
     ranges: list[VlanRange] = []
     first = 0
-    spec = found.get_attr("IFLA_AF_SPEC")
+    spec = message.get_attr("IFLA_AF_SPEC")
+    # Compressed, a range is two entries, one with each flag, and a VID alone is one entry with neither.
     for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec else ():
         if info["flags"] & _RANGE_BEGIN:
             first = info["vid"]
         else:
             ranges.append(_range(first or info["vid"], info["vid"], info["flags"]))
             first = 0
-    return found["index"], ranges
+    return message["index"], ranges
 
 
 def _entry(flags: int, vid: int) -> tuple[str, object]:

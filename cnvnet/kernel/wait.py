@@ -10,7 +10,7 @@ from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.stack import Stack
 
-# The kernel's notifications wake us; this is for one that got lost.
+# Seconds. A notification of the kernel ends the wait; this is for one that got lost.
 _LONGEST_NAP: Final = 1.0
 
 T = TypeVar("T")
@@ -42,11 +42,11 @@ def _until(stack: Stack, read: Callable[[], T], satisfied: Callable[[T], bool], 
     left = seconds
     with stack.changes() as changes:
         while True:
-            # Only now does a change that happens after the reading wake us.
+            # Read again: a change before the subscription ends no wait.
             state = read()
             if satisfied(state) or left <= 0:
                 return state
             nap = min(left, _LONGEST_NAP)
             started = time.monotonic()
-            # A fake's naps take no time: what counts is how long one was meant to be.
-            left -= time.monotonic() - started if changes.heard(nap) else nap
+            # A fake's wait takes no time: the intended length counts then.
+            left -= time.monotonic() - started if changes.wait(nap) else nap

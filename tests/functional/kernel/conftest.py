@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
 
 import pytest
 
-from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import CreateBridge, CreateVeth, Link, VethPeer
 from cnvnet.kernel.netns import Netns
-from cnvnet.kernel.stack import Kernel, LinuxKernel, Stack
+from cnvnet.kernel.operations import Operation
+from cnvnet.kernel.stack import Kernel, KernelError, LinuxKernel, Stack
+from tests.fakes.kernel import FakeKernel
 from tests.harness import namespace
+
+ADDRESS = ip_interface("10.1.0.2/24")
+ADDRESS6 = ip_interface("fd00:1::2/64")
+DEFAULT = ip_network("0.0.0.0/0")
+DEFAULT6 = ip_network("::/0")
 
 
 class World(NamedTuple):
@@ -67,3 +74,11 @@ def _world(which: str, *, vlans: bool) -> Iterator[World]:
         host_netns, pod_netns = (undo.enter_context(kernel.netns(path)) for path in paths)
         host, pod = (undo.enter_context(kernel.stack(netns)) for netns in (host_netns, pod_netns))
         yield World(kernel, host, pod, host_netns, pod_netns)
+
+
+def refused(stack: Stack, operation: Operation) -> KernelError:
+    """The error of an operation that has to fail, which names it."""
+    with pytest.raises(KernelError) as caught:
+        stack.apply(operation)
+    assert caught.value.operation == operation
+    return caught.value

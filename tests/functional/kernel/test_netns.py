@@ -42,7 +42,7 @@ def test_a_thread_comes_back_when_the_block_fails(other: Netns) -> None:
     assert netns.own_inode() == home
 
 
-def test_nobody_is_inside_two_at_once(other: Netns) -> None:
+def test_a_thread_is_inside_one_namespace_at_most(other: Netns) -> None:
     with (
         netns.entered(other),
         pytest.raises(RuntimeError, match="inside another namespace already"),

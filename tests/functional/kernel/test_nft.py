@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from cnvnet.kernel import netns, nft_text
-from cnvnet.kernel.nft import Element, Nft, NftError, loaded, open_nft, render
-from cnvnet.plugins.cnv_bridge import guards, masquerade
+from cnvnet.kernel import netns
+from cnvnet.kernel.nft import script, wire
+from cnvnet.kernel.nft.tables import Element, Nft, NftError, loaded, open_nft
+from cnvnet.plugins.cnv_bridge import guards, ip_masq
+from tests.fakes.nft import render
 from tests.functional.kernel.conftest import World
 from tests.harness import Sandbox, namespace
 
@@ -170,6 +172,38 @@ def test_a_newer_text_takes_the_place_of_an_older_and_keeps_the_elements(nft: Nf
     assert nft.missing([mac("veth1"), jump("10.0.0.5", "beyond")]) == []
 
 
+def test_a_chain_is_deleted_with_its_rules_once_nothing_leads_to_it(nft: Nft) -> None:
+    load(nft)
+    before = nft.chains("bridge", "t")
+    nft.run("add chain bridge t beyond\nadd rule bridge t beyond accept")
+    assert set(nft.chains("bridge", "t")) == {*before, "beyond"}
+    nft.change(add=[jump("10.0.0.5", "beyond")])
+    nft.delete_chain("bridge", "t", "beyond")
+    assert len(nft.rules("bridge", "t", "beyond")) == 1
+    nft.change(delete=[jump("10.0.0.5", "beyond")])
+    for _ in range(2):
+        nft.delete_chain("bridge", "t", "beyond")
+        assert nft.chains("bridge", "t") == before
+    nft.delete_chain("bridge", "elsewhere", "beyond")
+    assert nft.chains("bridge", "elsewhere") == []
+
+
+def test_no_transaction_is_lost_on_a_chain_that_stays(nft: Nft, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(nft)
+    nft.run("add chain bridge t beyond\nadd rule bridge t beyond accept")
+    nft.change(add=[jump("10.0.0.5", "beyond")])
+    begun: list[object] = []
+
+    def refuse(_connection: wire.NftConnection, messages: object) -> dict[int, int]:
+        begun.append(messages)
+        return {0: errno.EBUSY}
+
+    monkeypatch.setattr(wire.NftConnection, "transaction", refuse)
+    for chain in ("beyond", "missing"):
+        nft.delete_chain("bridge", "t", chain)
+    assert begun == [], "each that the kernel refuses takes it 10 ms and more"
+
+
 def test_an_older_program_leaves_a_newer_table_and_uses_its_sets(nft: Nft) -> None:
     load(nft, NEWER, "guard_v2")
     load(nft)
@@ -207,6 +241,16 @@ def test_a_text_that_is_refused_leaves_no_table(nft: Nft) -> None:
         load(nft, "table bridge t {\n\tchain guard_v1 {\n\t}\n}\nand nonsense\n")
     with pytest.raises(NftError):
         nft.run("delete table bridge t\n")
+
+
+def test_counters_are_read_by_their_names(nft: Nft) -> None:
+    assert nft.counters("bridge", "t") == {}
+    counted = "\tcounter seen { packets 7 bytes 700; }\n\tcounter other { packets 0 bytes 0; }\n"
+    nft.ensure("bridge", "t", "guard_v1", TEXT.replace("bridge t {\n", f"bridge t {{\n{counted}"))
+    nft.ensure("bridge", "u", "guard_v1", TEXT.replace("bridge t {", "bridge u {"))
+    # The kernel in memory counts nothing, and begins with nothing.
+    assert nft.counters("bridge", "t") in ({"seen": 7, "other": 0}, {"seen": 0, "other": 0})
+    assert nft.counters("bridge", "u") == {}
 
 
 def test_rules_show_their_comment_and_where_they_jump(nft: Nft) -> None:
@@ -318,7 +362,7 @@ def test_nothing_is_executed_or_listed_once_a_table_is_there(
     def never(script: str) -> str:
         raise AssertionError(f"nft would have listed everything for {script!r}")
 
-    monkeypatch.setattr(nft_text, "run", never)
+    monkeypatch.setattr(script, "run", never)
     load(nft)
     nft.change(add=[mac("veth1")], delete=[mac("veth2")])
     assert nft.missing([mac("veth1")]) == []
@@ -346,7 +390,7 @@ def test_nft_takes_the_golden_files_and_can_list_them(golden: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "of"), [(guards.TEXT, "guards"), (masquerade.TEXT, "masquerade")], ids=["guards", "masquerade"]
+    ("text", "of"), [(guards.TEXT, "guards"), (ip_masq.TEXT, "masquerade")], ids=["guards", "masquerade"]
 )
 def test_no_rule_looks_at_the_ethernet_headers_type(text: str, of: str) -> None:
     # It is the tag's in a tagged frame, and nft adds this look of itself where a rule does not say `meta`.
@@ -358,7 +402,7 @@ def test_no_rule_looks_at_the_ethernet_headers_type(text: str, of: str) -> None:
 
 RUN_ALONE = """
 import sys
-from cnvnet.kernel.nft import open_nft
+from cnvnet.kernel.nft.tables import open_nft
 if sys.argv[1] == "program":
     sys.modules["ctypes"] = None
 with open_nft() as nft:
@@ -400,12 +444,22 @@ def test_a_process_with_many_descriptors_loads_a_table() -> None:
     ],
 )
 def test_without_library_and_program_the_error_names_the_remedy(way: str, script: str, reason: str) -> None:
-    script += "from cnvnet.kernel import nft_text; nft_text._PATH = '/nowhere'\n" + RUN_ALONE
+    script += "from cnvnet.kernel.nft import script; script.DEFAULT_PATH = '/nowhere'\n" + RUN_ALONE
     done = _run_alone([sys.executable, "-c", script, way], PATH="/nowhere")
     assert f"{reason}, nor is the nft program: install the package nftables" in done.stderr
 
 
 def test_without_rights_the_error_names_the_capability() -> None:
-    dropped = ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"]
+    # As root, since a checkout in /root is readable by no other user.
+    dropped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     done = _run_alone([*dropped, sys.executable, "-c", RUN_ALONE, "library"], PATH="/usr/sbin:/usr/bin")
     assert "CAP_NET_ADMIN" in done.stderr
+
+
+def test_many_chains_are_asked_for_at_once(linux: Linux) -> None:
+    nft, chains = linux.nft, [f"c{number}" for number in range(60)]
+    rules = "\n".join(f"add chain inet many {name}\nadd rule inet many {name} accept" for name in chains)
+    nft.run(f"add table inet many\n{rules}\nadd rule inet many c0 jump c1")
+    found = nft.uses("inet", "many", [*chains, "missing"])
+    assert found == {**dict.fromkeys(chains, 1), "c0": 2, "c1": 2}
+    assert nft.uses("inet", "no_table", chains) == {}

@@ -1,24 +1,30 @@
-"""Who changes what of our tables is heard, and nothing else is."""
+"""Changes of our tables are heard, and nothing else is."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cnvnet.kernel import netns
-from cnvnet.kernel.nft import Element, Nft, open_nft
-from cnvnet.kernel.nft_events import Changes
+from cnvnet.kernel.deferred.resident import ResidentKernel
+from cnvnet.kernel.nft.events import NftChanges
+from cnvnet.kernel.nft.tables import Element, Nft, open_nft
 from tests.functional.kernel.test_nft import TEXT, mac, port
 from tests.harness import Sandbox, namespace
 
+# include/linux/proc_ns.h: of the first PID namespace, whose numbers of threads the kernel reports.
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+
 
 class Ours:
-    """A namespace with the table, its Changes, and others who do something there."""
+    """A namespace with the table, its changes, and other programs that change something there."""
 
-    def __init__(self, host: Sandbox, nft: Nft, changes: Changes) -> None:
+    def __init__(self, host: Sandbox, nft: Nft, changes: NftChanges) -> None:
         self.host = host
         self.nft = nft
         self.changes = changes
@@ -33,9 +39,11 @@ class Ours:
 def ours() -> Iterator[Ours]:
     with namespace() as path, netns.opened(path) as inside, open_nft(inside) as nft:
         with netns.entered(inside):
-            changes = Changes(["t"], ["trusted"])
+            changes = NftChanges(["t"], ["trusted"])
         nft.ensure("bridge", "t", "guard_v1", TEXT)
         nft.change(add=[mac("veth1"), port("veth1")])
+        # In a container these are a stranger's changes.
+        changes.take()
         yield Ours(Sandbox(path), nft, changes)
         changes.close()
 
@@ -75,6 +83,10 @@ def test_what_changes_nothing_of_ours_is_not(ours: Ours, script: str) -> None:
     assert not ours.is_heard(script)
 
 
+@pytest.mark.skipif(
+    os.stat("/proc/self/ns/pid").st_ino != _FIRST_PID_NAMESPACE,
+    reason="threads have other numbers here than the kernel reports: run it outside of a container",
+)
 def test_what_this_process_changes_is_its_own(ours: Ours) -> None:
     ours.nft.change(delete=[mac("veth1")])
     ours.nft.run("flush ruleset")
@@ -83,20 +95,50 @@ def test_what_this_process_changes_is_its_own(ours: Ours) -> None:
 
 def test_what_a_trusted_program_changes_is_its_own(ours: Ours) -> None:
     script = "import sys; open('/proc/self/comm', 'w').write(sys.argv[1]); "
-    script += "from cnvnet.kernel import nft_text; nft_text.run('flush chain bridge t ' + sys.argv[2])"
-    for name, chain, heard in (("trusted", "more", False), ("stranger", "guard_v1", True)):
+    script += "from cnvnet.kernel.nft import script; script.run('flush chain bridge t ' + sys.argv[2])"
+    for name, chain, noticed in (("trusted", "more", False), ("stranger", "guard_v1", True)):
         ours.host.run(sys.executable, "-c", script, name, chain)
-        assert ours.changes.take() == heard
+        assert ours.changes.take() == noticed
 
 
-def test_a_strangers_number_may_be_that_of_a_thread_of_ours(ours: Ours) -> None:
-    """In a container threads have other numbers than those the kernel tells."""
+@contextmanager
+def another_thread() -> Generator[None]:
+    """Gives another thread's number for ours.
+
+    In a container threads have other numbers than those the kernel tells: what it tells is no thread of
+    ours, or one with another name.
+    """
     name = Path("/proc/thread-self/comm")
     own = name.read_text()
     name.write_text("stranger")
-    ours.nft.change(delete=[mac("veth1")])
-    name.write_text(own)
+    try:
+        yield
+    finally:
+        name.write_text(own)
+
+
+def test_a_strangers_number_may_be_that_of_a_thread_of_ours(ours: Ours) -> None:
+    with another_thread():
+        ours.nft.change(delete=[mac("veth1")])
     assert ours.changes.take()
+
+
+def test_what_a_connection_of_ours_changes_is_our_own_in_a_container_too(ours: Ours) -> None:
+    with netns.opened(ours.host.netns) as inside, netns.entered(inside):
+        kernel = ResidentKernel()
+        changes = NftChanges(["t"], [], kernel.ports)
+        try:
+            with another_thread(), kernel.nft() as nft:
+                nft.change(add=[port("veth2")])
+            assert kernel.ports
+            assert not changes.take()
+            with another_thread():
+                ours.nft.change(add=[port("veth3")])
+            assert changes.take()
+        finally:
+            changes.close()
+            kernel.close()
+    assert not kernel.ports
 
 
 def test_an_end_of_ones_own_does_not_hide_a_strangers(ours: Ours) -> None:
@@ -115,9 +157,9 @@ def test_thousands_of_foreign_objects_are_nothing_to_us(ours: Ours) -> None:
 
 
 def test_where_something_was_lost_it_may_have_been_ours(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnvnet.kernel.nft_events._ROOM", 2048)
+    monkeypatch.setattr("cnvnet.kernel.nft.events._ROOM", 2048)
     with netns.opened(ours.host.netns) as inside, netns.entered(inside):
-        deaf = Changes(["t"], [])
+        deaf = NftChanges(["t"], [])
     try:
         ours.host.run("nft", "-f", "-", input="\n".join(f"add table ip kube-{n}" for n in range(500)))
         assert deaf.take()
@@ -134,12 +176,12 @@ def test_many_elements_are_compared_as_few_are(ours: Ours) -> None:
     def to(number: int, where: str) -> Element:
         return Element("bridge", "t", "to", ("ipv4_addr",), (f"10.0.{number >> 8}.{number & 255}",), where)
 
-    there = [to(n, chain) for n in range(300)] + [mac("veth7", n) for n in range(300)]
+    present = [to(n, chain) for n in range(300)] + [mac("veth7", n) for n in range(300)]
     absent = [mac("veth8", n) for n in range(100)] + [to(n, chain) for n in range(300, 400)]
     elsewhere = [to(n, other) for n in range(100)]
-    ours.nft.change(add=there)
-    assert ours.nft.missing([*there, *absent]) == absent
+    ours.nft.change(add=present)
+    assert ours.nft.missing([*present, *absent]) == absent
     assert ours.nft.missing(elsewhere) == elsewhere
     assert ours.nft.missing([element._replace(data="") for element in elsewhere]) == []
     ours.nft.run("delete table bridge t")
-    assert ours.nft.missing(there) == there
+    assert ours.nft.missing(present) == present

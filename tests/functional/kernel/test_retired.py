@@ -13,11 +13,11 @@ import pytest
 
 from cnvnet.kernel import netns
 from cnvnet.kernel.addresses import AddAddress
+from cnvnet.kernel.deferred.resident import ResidentKernel
+from cnvnet.kernel.deferred.retired import retire, sweep
 from cnvnet.kernel.links import RETIRED_GROUP, ChangeLink, CreateVeth, Link, VethPeer
 from cnvnet.kernel.netns import Netns
-from cnvnet.kernel.nft import Element
-from cnvnet.kernel.resident import ResidentKernel
-from cnvnet.kernel.retired import retire, sweep
+from cnvnet.kernel.nft.tables import Element
 from cnvnet.kernel.routes import AddRoute, Route
 from cnvnet.kernel.stack import KernelError, LinuxKernel, Stack
 from tests.functional.kernel.conftest import World, seen
@@ -61,7 +61,7 @@ def eventually(satisfied: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_retired_veth_is_out_of_everybodys_way(world: World) -> None:
+def test_a_retired_veth_is_out_of_the_way_of_others(world: World) -> None:
     port = a_port_with_everything(world)
     assert retire(world.host, port, world.pod, "eth0")
     assert names(world.host) == ["lo", "br0"]
@@ -110,7 +110,7 @@ def test_what_is_not_the_other_end_is_left_alone(world: World) -> None:
 
 def test_a_step_that_the_kernel_refuses_means_delete_it_at_once(world: World) -> None:
     port = world.port()
-    # Somebody has the name that the far end would get.
+    # A foreign link has the name that the far end would get.
     world.pod.apply(CreateVeth(f"cnvx{port.peer:x}", VethPeer("peer")))
     assert not retire(world.host, port, world.pod, "eth0")
     assert seen(world.host, "veth0").group == 0
@@ -183,10 +183,10 @@ def test_threads_keep_their_nftables_connections_apart(real: World) -> None:
     def work(kernel: ResidentKernel, thread: int) -> None:
         with netns.entered(real.host_netns):
             for number in range(100):
-                mine, gone = element(f"v{thread}-{number}"), element(f"v{thread}-{number - 1}")
+                added, gone = element(f"v{thread}-{number}"), element(f"v{thread}-{number - 1}")
                 with kernel.nft() as nft:
-                    nft.change(add=[mine], delete=[gone])
-                    missing.extend(nft.missing([mine]))
+                    nft.change(add=[added], delete=[gone])
+                    missing.extend(nft.missing([added]))
 
     with a_process_on(real.host_netns) as kernel:
         with netns.entered(real.host_netns), kernel.nft() as nft:
@@ -238,11 +238,11 @@ def test_links_that_cannot_be_swept_are_reported_and_tried_again(
             raise refusals.pop()
         sweep(stack)
 
-    monkeypatch.setattr("cnvnet.kernel.reaper.sweep", sometimes)
+    monkeypatch.setattr("cnvnet.kernel.deferred.reaper.sweep", sometimes)
     port = a_port_with_everything(real)
     assert retire(real.host, port, real.pod, "eth0")
     with a_process_on(real.host_netns, reports.append) as kernel:
         eventually(lambda: real.host.link(port.ifindex) is None)
         eventually(lambda: kernel.problems() == [])
-    said = [f"retired links cannot be deleted: {refusal}"]
-    assert (reports, problems[:3]) == (said, [[], said, said])
+    report = [f"retired links cannot be deleted: {refusal}"]
+    assert (reports, problems[:3]) == (report, [[], report, report])

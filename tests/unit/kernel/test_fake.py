@@ -11,11 +11,11 @@ from ipaddress import ip_interface
 import pytest
 
 from cnvnet.kernel.addresses import AddAddress
-from cnvnet.kernel.fake import HOST, FakeKernel
-from cnvnet.kernel.links import ChangeLink, CreateBridge, CreateVeth, VethPeer
+from cnvnet.kernel.links import CreateBridge, CreateVeth, VethPeer
 from cnvnet.kernel.netns import NotANamespace
-from cnvnet.kernel.nft import Element, NftError
+from cnvnet.kernel.nft.tables import Element, NftError
 from cnvnet.kernel.stack import KernelError
+from tests.fakes.kernel import HOST, FakeKernel
 
 GUARD = Element("bridge", "cnv_bridge", "guarded", ("ifname",), ("veth0",))
 
@@ -85,23 +85,3 @@ def test_each_namespace_has_its_nftables() -> None:
     pod = kernel.add_namespace("/run/netns/pod")
     assert kernel.nft_of(pod) is kernel.nft_of(pod)
     assert kernel.nft_of(pod) is not kernel.nft_of(kernel.host)
-
-
-def test_a_moved_link_can_come_back() -> None:
-    kernel = FakeKernel()
-    kernel.add_namespace("/run/netns/pod")
-    with (
-        kernel.netns(HOST) as home,
-        kernel.netns("/run/netns/pod") as pod,
-        kernel.stack() as host,
-        kernel.stack(pod) as inside,
-    ):
-        [near] = host.apply(CreateVeth("veth0", VethPeer("veth1")))
-        host.apply(ChangeLink(near.ifindex, netns_fd=pod.fd, name="eth0"))
-        there = inside.link("eth0")
-        assert there is not None
-        inside.apply(ChangeLink(there.ifindex, netns_fd=home.fd, name="veth0"))
-        assert inside.link("eth0") is None
-        back = host.link("veth0")
-        assert back is not None
-        assert back.mac == near.mac

@@ -30,7 +30,7 @@ def test_nothing_there_is_file_not_found(path: str) -> None:
 def test_anything_else_is_not_a_namespace(tmp_path: Path) -> None:
     file, fifo, unix = tmp_path / "file", tmp_path / "fifo", tmp_path / "socket"
     file.touch()
-    os.mkfifo(fifo)  # opening one that nobody writes to would block
+    os.mkfifo(fifo)  # opening one without a writer would block
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(unix))
         for path in (file, fifo, unix, tmp_path, Path("/dev/null"), Path("/proc/self/status")):

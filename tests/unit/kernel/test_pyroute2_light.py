@@ -21,8 +21,8 @@ ALL_CLASSES = """
 import sys
 from cnvnet.kernel import pyroute2_light
 from ipaddress import ip_address, ip_network
-from cnvnet.kernel import links, neighbours, routes, vlans
-links.encode_bridge(links.CreateBridge("br0"))
+from cnvnet.kernel import link_messages, links, neighbours, routes, vlans
+link_messages.encode_bridge(links.CreateBridge("br0"))
 neighbours.encode_add(neighbours.AddNeighbour(neighbours.Neighbour(1, ip_address("10.0.0.1"), "")))
 vlans.encode(vlans.AddVlans(1, (vlans.VlanRange(1, 1),)))
 pyroute2_light.encode("netlink.rtnl.rtmsg", "rtmsg", {}, [])
@@ -76,13 +76,13 @@ def test_what_every_call_does_needs_no_pyroute2_at_all() -> None:
     code = """
 import sys
 from ipaddress import ip_interface, ip_network
-from cnvnet.kernel import addresses, links, routes
+from cnvnet.kernel import addresses, link_messages, links, routes
 from cnvnet.kernel.stack import LinuxKernel
 with LinuxKernel().stack() as stack:
     assert stack.link("lo") and stack.links()
     stack.addresses()
-links.encode_veth(links.CreateVeth("a", links.VethPeer("b")))
-links.encode_change(links.ChangeLink(1, up=True))
+link_messages.encode_veth(links.CreateVeth("a", links.VethPeer("b")))
+link_messages.encode_change(links.ChangeLink(1, up=True))
 addresses.encode_add(addresses.AddAddress(1, ip_interface("10.0.0.1/24")))
 routes.encode_add(routes.AddRoute(routes.Route(ip_network("0.0.0.0/0"), 1)))
 print([name for name in sys.modules if name.startswith("pyroute2")])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_interface
 
 from cnvnet.kernel.addresses import AddAddress
-from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.links import CreateVeth, VethPeer
 from cnvnet.kernel.wait import wait_for_addresses, wait_for_link
+from tests.fakes.kernel import FakeKernel
 
 ADDRESS = ip_interface("fd00::2/64")
 
@@ -28,7 +28,7 @@ def test_addresses_are_given_back_when_they_have_settled() -> None:
         assert [one.tentative for one in wait_for_addresses(stack, port.ifindex, seconds=3600)] == [False]
 
 
-def test_an_address_somebody_else_has_is_not_waited_for() -> None:
+def test_an_address_of_another_host_is_not_waited_for() -> None:
     kernel = FakeKernel()
     with kernel.stack() as stack:
         [port] = stack.apply(CreateVeth("veth0", VethPeer("eth0")))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnvnet.kernel.nft import Element, explained, is_newer, render, render_load
-from cnvnet.kernel.nft_elements import encode
-from cnvnet.kernel.nft_fake import FakeNft
+from cnvnet.kernel.nft.elements import encode
+from cnvnet.kernel.nft.table_text import is_newer, render_load
+from cnvnet.kernel.nft.tables import Element, explained
+from tests.fakes.nft import FakeNft, render
 
 TEXT = """\
 table bridge t {

@@ -11,13 +11,15 @@ import os
 from _thread import allocate_lock
 from typing import Any, Final, Protocol, cast
 
+from cnvnet.call_context import DEFAULT_PATH
+
+# The soname of nftables 0.9 and newer; the program `nft` uses it, too.
 _LIBRARY: Final = "libnftables.so.1"
 # A runtime may start a plugin without any PATH.
-_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# libnftables waits with select(2), and a descriptor from 1,024 on ends the process. Below that there is room
+# libnftables waits with select(2), and a descriptor of 1,024 or more ends the process. The limit leaves room
 # for those that other threads open meanwhile.
 _HIGHEST: Final = 900
-# Nobody says that libnftables may be used by two threads at once.
+# libnftables does not promise to be thread-safe.
 _one_at_a_time = allocate_lock()
 
 
@@ -62,13 +64,13 @@ def _run_library(library: _Library, script: str) -> str:
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         status = library.nft_run_cmd_from_buffer(context, script.encode())
-        said = library.nft_ctx_get_output_buffer(context) or b""
+        printed = library.nft_ctx_get_output_buffer(context) or b""
         complaint = library.nft_ctx_get_error_buffer(context) or b""
     finally:
         library.nft_ctx_free(context)
     if status != 0:
         raise _refused(complaint.decode(errors="replace"))
-    return said.decode(errors="replace")
+    return printed.decode(errors="replace")
 
 
 def _library() -> _Library | None:
@@ -94,7 +96,7 @@ def _run_program(script: str, reason: str) -> str:
     import shutil
     import subprocess  # 10 ms
 
-    program = shutil.which("nft") or shutil.which("nft", path=_PATH)
+    program = shutil.which("nft") or shutil.which("nft", path=DEFAULT_PATH)
     if program is None:
         raise OSError(errno.ENOENT, f"{reason}, nor is the nft program: install the package nftables")
     done = subprocess.run([program, "-f", "-"], input=script.encode(), capture_output=True, check=False)

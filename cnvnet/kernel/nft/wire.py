@@ -14,48 +14,56 @@ from typing import Final
 
 from cnvnet.kernel.netlink import (
     ACK,
+    HEADER,
     HEADER_SIZE,
     REQUEST,
-    Message,
     NetlinkError,
+    NetlinkMessage,
     Socket,
-    attribute,
     nested,
 )
 
+# The protocol, the families (NFPROTO_*) and messages (NFT_MSG_*) of nf_tables, from include/uapi/linux/.
 NETLINK_NETFILTER: Final = 12
 FAMILIES: Final = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
-NEWTABLE, GETTABLE, DELTABLE, GETCHAIN, GETRULE, GETSET = 0, 1, 2, 4, 7, 10
+NEWTABLE, GETTABLE, DELTABLE, GETCHAIN, DELCHAIN, GETRULE, GETSET = 0, 1, 2, 4, 5, 7, 10
 NEWSETELEM, GETSETELEM, DELSETELEM = 12, 13, 14
+GETOBJ = 19
 
 # The body of an answer follows its header and its struct nfgenmsg.
 BODY: Final = HEADER_SIZE + 4
+# NFNL_SUBSYS_NFTABLES, the high byte of a message's type. What is between the two others takes effect as a
+# whole, or not at all.
 _SUBSYSTEM: Final = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _ERROR: Final = 2
-# The group that hears of every transaction.
+# The multicast group (NFNLGRP_NFTABLES) that gets every transaction.
 _NFTABLES: Final = 7
 _RECEIVE_SIZE: Final = 65536
+# Both set a buffer beyond net.core.wmem_max and rmem_max, where CAP_NET_ADMIN permits it.
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-# What fits into a socket that nobody enlarged (net.core.wmem_default is 212,992).
+# Fits the default send buffer (net.core.wmem_default, 212,992 bytes) with room for the kernel's own headers.
 _DEFAULT_ROOM: Final = 100_000
 # An attribute's length has 16 bits: a longer list of elements becomes several messages.
 _LIST_LIMIT: Final = 60_000
 _NFGENMSG: Final = struct.Struct("!BBH")
-_HEADER: Final = struct.Struct("=IHHII")
 
 
-class Connection(Socket):
-    """A socket to nfnetlink in the namespace its thread is in when it is made."""
+class NftConnection(Socket):
+    """A socket to nfnetlink in the namespace its thread is in when it is made.
+
+    `port` is its number there: the kernel says it with each change that the socket has made.
+    """
 
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER)
+        self.port = self.bound()
         self._room = _DEFAULT_ROOM
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> NftConnection:
         return self
 
-    def transaction(self, messages: Sequence[Message]) -> dict[int, int]:
+    def transaction(self, messages: Sequence[NetlinkMessage]) -> dict[int, int]:
         """All messages or none: {} when they are committed, else the errno of each refused one by its index.
 
         Index -1 is the errno of the transaction as a whole.
@@ -65,7 +73,7 @@ class Connection(Socket):
         last = len(messages) - 1
         for index, (kind, flags, body) in enumerate(messages):
             flags |= REQUEST | (ACK if index == last else 0)
-            data += _HEADER.pack(HEADER_SIZE + len(body), kind, flags, begin + 1 + index, 0) + body
+            data += HEADER.pack(HEADER_SIZE + len(body), kind, flags, begin + 1 + index, 0) + body
         self._sequence = begin + len(messages) + 1
         data += _marker(_BATCH_END, self._sequence)
         self._make_room(len(data))
@@ -84,7 +92,7 @@ class Connection(Socket):
                 return
             offset = 0
             while sender[0] == 0 and offset + HEADER_SIZE + 4 <= len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+                length, kind, _, sequence, _ = HEADER.unpack_from(data, offset)
                 if kind == _ERROR:
                     yield sequence, -struct.unpack_from("=i", data, offset + HEADER_SIZE)[0]
                 offset += (max(length, HEADER_SIZE) + 3) & ~3
@@ -121,15 +129,10 @@ class Subscription(Socket):
         return self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
 
 
-def message(kind: int, family: str, *attributes: bytes, flags: int = 0) -> Message:
+def message(kind: int, family: str, *attributes: bytes, flags: int = 0) -> NetlinkMessage:
     """A message of nf_tables about an object of that family."""
     body = _NFGENMSG.pack(FAMILIES[family], 0, 0) + b"".join(attributes)
-    return Message(_SUBSYSTEM << 8 | kind, flags, body)
-
-
-def string(kind: int, value: str) -> bytes:
-    """An attribute that is a name."""
-    return attribute(kind, value.encode() + b"\0")
+    return NetlinkMessage(_SUBSYSTEM << 8 | kind, flags, body)
 
 
 def lists(kind: int, members: Iterable[bytes]) -> Iterator[bytes]:
@@ -172,5 +175,5 @@ def _enlarge(sock: socket.socket, forced: int, plain: int, room: int) -> None:
 
 
 def _marker(kind: int, sequence: int) -> bytes:
-    header = _HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, sequence, 0)
+    header = HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, sequence, 0)
     return header + _NFGENMSG.pack(0, 0, _SUBSYSTEM)

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from cnvnet.kernel import nfnetlink as wire
-from cnvnet.kernel.netlink import CREATE, Message, attribute, attributes, nested, text
+from cnvnet.kernel.netlink import CREATE, NetlinkMessage, attribute, attributes, nested, string, text
+from cnvnet.kernel.nft import wire
 
+# NFTA_SET_ELEM_*, then NFTA_DATA_* and NFTA_VERDICT_* of include/uapi/linux/netfilter/nf_tables.h.
 _KEY, _DATA, _FLAGS, _KEY_END = 1, 2, 3, 10
 _VALUE, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+# NFT_JUMP comes back to the rule behind it, NFT_GOTO does not.
 _JUMPS: Final = {"jump": -3, "goto": -4}
+# NFT_SET_ELEM_INTERVAL_END: the element is the first key behind the interval that begins before it.
 _INTERVAL_END: Final = 1
 
 
@@ -55,13 +58,13 @@ def describe(element: Element) -> str:
     return f"set {element.family} {element.table} {element.set}"
 
 
-def deletion(element: Element) -> Message:
+def deletion(element: Element) -> NetlinkMessage:
     """The message that deletes one element."""
     elements = nested(3, *_members(element._replace(data="")))
     return wire.message(wire.DELSETELEM, element.family, *_where(element), elements)
 
 
-def additions(elements: Sequence[Element]) -> Iterator[tuple[Message, str]]:
+def additions(elements: Sequence[Element]) -> Iterator[tuple[NetlinkMessage, str]]:
     """Messages that add the elements, those of one set together."""
     sets: dict[tuple[str, str, str], list[Element]] = {}
     for element in elements:
@@ -75,7 +78,7 @@ def additions(elements: Sequence[Element]) -> Iterator[tuple[Message, str]]:
             )
 
 
-def query(element: Element) -> Message:
+def query(element: Element) -> NetlinkMessage:
     """The message that asks for one element; ENOENT when its key is in none."""
     key, end = encode(element)
     # A tree of single values keeps an interval's end as another element: asking for its start is enough.
@@ -87,27 +90,27 @@ def query(element: Element) -> Message:
 def answers(element: Element, answer: bytes) -> bool:
     """Whether the element that the kernel found is this one: no wider interval, no other verdict."""
     key, end = encode(element)
-    found = attributes(next(wire.members(attributes(answer, wire.BODY)[3])))
+    attrs = attributes(next(wire.members(attributes(answer, wire.BODY)[3])))
     spans = len(element.types) > 1 and bool(end)
-    if spans and [attributes(found[kind])[_VALUE] for kind in (_KEY, _KEY_END)] != [key, end]:
+    if spans and [attributes(attrs[kind])[_VALUE] for kind in (_KEY, _KEY_END)] != [key, end]:
         return False
-    return not element.data or verdict_chain(found.get(_DATA, b"")) == element.data.split()[1]
+    return not element.data or verdict_chain(attrs.get(_DATA, b"")) == element.data.split()[1]
 
 
-def listing(element: Element) -> Message:
+def listing(element: Element) -> NetlinkMessage:
     """The message that asks for all elements of the set that this one is in."""
     return wire.message(wire.GETSETELEM, element.family, *_where(element))
 
 
 def listed(answers: Iterable[bytes]) -> dict[bytes, str]:
     """The elements of a set without intervals: the keys, and the chains they lead to ("" in a set)."""
-    found: dict[bytes, str] = {}
+    chains: dict[bytes, str] = {}
     for answer in answers:
         for member in wire.members(attributes(answer, wire.BODY).get(3, b"")):
             # A key is the only member of what holds it, behind a header of four bytes.
             parts = attributes(member)
-            found[parts[_KEY][4:]] = verdict_chain(parts[_DATA]) if _DATA in parts else ""
-    return found
+            chains[parts[_KEY][4:]] = verdict_chain(parts[_DATA]) if _DATA in parts else ""
+    return chains
 
 
 def verdict_chain(data: bytes) -> str:
@@ -119,6 +122,7 @@ def verdict_chain(data: bytes) -> str:
 def _bounds(kind: str, value: str) -> tuple[bytes, bytes]:
     """One field's bytes, or the first and last of an interval."""
     if kind == "ifname":
+        # The kernel compares all IFNAMSIZ bytes of a name: without the zeroes it would be no interface's.
         return value.encode().ljust(16, b"\0"), b""
     if "/" in value:
         address, _, length = value.partition("/")
@@ -165,7 +169,7 @@ def _before(length: int) -> bytes:
 
 
 def _where(element: Element) -> tuple[bytes, bytes]:
-    return wire.string(1, element.table), wire.string(2, element.set)
+    return string(1, element.table), string(2, element.set)
 
 
 def _members(element: Element) -> Iterator[bytes]:
@@ -179,6 +183,7 @@ def _members(element: Element) -> Iterator[bytes]:
         yield nested(1, _data(_KEY, key), _data(_KEY_END, end), data)
         return
     yield nested(1, _data(_KEY, key), data)
+    # An interval that reaches the last key of all has no key behind it: without an end element it is open.
     if end and any(byte != 0xFF for byte in end):
         after = (int.from_bytes(end) + 1).to_bytes(len(end))
         yield nested(1, _data(_KEY, after), attribute(_FLAGS, struct.pack("!I", _INTERVAL_END)))
@@ -187,4 +192,4 @@ def _members(element: Element) -> Iterator[bytes]:
 def _verdict(data: str) -> bytes:
     verb, chain = data.split()
     code = attribute(_VERDICT_CODE, struct.pack("!i", _JUMPS[verb]))
-    return nested(_DATA, nested(_VERDICT, code, wire.string(_VERDICT_CHAIN, chain)))
+    return nested(_DATA, nested(_VERDICT, code, string(_VERDICT_CHAIN, chain)))

@@ -1,5 +1,6 @@
-"""A kernel in memory for unit tests: the same Protocols, errnos and effects as the real one, and faults on
-demand.
+"""A kernel in memory for unit tests.
+
+It has the same Protocols, errnos and effects as the real one, and faults on demand.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 
 from cnvnet.kernel import addresses, neighbours, netlink, routes, snapshots
-from cnvnet.kernel import nft as nft_module
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
-from cnvnet.kernel.fake_namespace import FakeLink, FakeNamespace
 from cnvnet.kernel.links import (
     RETIRED_GROUP,
     ChangeLink,
@@ -24,16 +23,21 @@ from cnvnet.kernel.links import (
     Link,
     Tun,
 )
-from cnvnet.kernel.neighbours import AddNeighbour, DeleteNeighbour, Neighbour, ResolveNeighbour
-from cnvnet.kernel.netlink import Message
+from cnvnet.kernel.neighbours import AddNeighbour, Neighbour, ResolveNeighbour
+from cnvnet.kernel.netlink import NetlinkMessage
 from cnvnet.kernel.netns import Netns, NotANamespace
-from cnvnet.kernel.nft import Nft
-from cnvnet.kernel.retired import Reaper
-from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
-from cnvnet.kernel.snapshots import NEWADDR, NEWNEIGH, NEWROUTE, Replay, Snapshot
-from cnvnet.kernel.stack import Changes, KernelError, Operation, Stack, describe, ifindex_of
+from cnvnet.kernel.nft import tables as nft_module
+from cnvnet.kernel.nft.tables import Nft
+from cnvnet.kernel.operations import Operation, describe, ifindex_of
+from cnvnet.kernel.replays import Replay
+from cnvnet.kernel.routes import AddRoute, Route
+from cnvnet.kernel.rtnetlink import RTM_NEWADDR, RTM_NEWNEIGH, RTM_NEWROUTE
+from cnvnet.kernel.snapshots import Snapshot
+from cnvnet.kernel.stack import Changes, KernelError, Reaper, Stack
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
+from tests.fakes.link import FakeLink
+from tests.fakes.namespace import FakeNamespace
 
 HOST = "/proc/1/ns/net"
 
@@ -78,8 +82,9 @@ class FakeKernel:
         self._files.add(path)
 
     def fail_at(self, step: int, number: int = errno.EIO) -> None:
-        """The `step`th change from now on (1 is the next; operations, sysctls and nftables) is refused,
-        once.
+        """Refuse the `step`th change from now on, once.
+
+        1 is the next; operations, sysctls and nftables count.
         """
         self._failure = (self._steps + step, number)
 
@@ -91,7 +96,7 @@ class FakeKernel:
     def nft_of(self, namespace: FakeNamespace) -> Nft:
         """The nftables of a namespace, to look at."""
         if namespace.inode not in self._nfts:
-            from cnvnet.kernel.nft_fake import FakeNft
+            from tests.fakes.nft import FakeNft
 
             self._nfts[namespace.inode] = FakeNft()
         return self._nfts[namespace.inode]
@@ -166,6 +171,14 @@ class FakeStack:
     def neighbours(self, ifindex: int = 0) -> list[Neighbour]:
         return [n for n in self._namespace.neighbours if ifindex in (0, n.ifindex)]
 
+    def owner(self, bridge: int, mac: str) -> int:
+        own = (
+            link.ifindex
+            for link in self._namespace.links.values()
+            if link.mac == mac and bridge in (link.ifindex, link.master)
+        )
+        return next(own, 0)
+
     def vlans(self, ifindex: int) -> list[VlanRange]:
         return self._namespace.shown_vlans(ifindex)
 
@@ -206,8 +219,7 @@ class FakeStack:
         namespace = self._namespace
         match operation:
             case ChangeLink():
-                fd = operation.netns_fd
-                namespace.change(operation, self._kernel.namespace_at(fd) if fd is not None else None)
+                namespace.change(operation)
             case DeleteLink():
                 namespace.delete(operation.ifindex)
             case DeleteGroup():
@@ -218,35 +230,31 @@ class FakeStack:
                 namespace.delete_address(operation)
             case AddRoute():
                 namespace.add_route(operation)
-            case DeleteRoute():
-                namespace.delete_route(operation.route)
             case AddNeighbour():
                 namespace.add_neighbour(operation.neighbour)
             case ResolveNeighbour():
                 namespace.resolve(operation.ifindex, operation.address)
-            case DeleteNeighbour():
-                namespace.delete_neighbour(operation.neighbour)
             case AddVlans() | DeleteVlans():
                 namespace.change_vlans(operation)
             case Replay():
                 self._replay(netlink.pack(operation.message), operation.message)
         return None
 
-    def _replay(self, raw: bytes, message: Message) -> None:
+    def _replay(self, raw: bytes, message: NetlinkMessage) -> None:
         """Next hop objects are unknown here."""
         namespace = self._namespace
-        address = addresses.decode(raw) if message.type & ~1 == NEWADDR else None
-        if address is not None and message.type != NEWADDR:
+        address = addresses.decode(raw) if message.type & ~1 == RTM_NEWADDR else None
+        if address is not None and message.type != RTM_NEWADDR:
             namespace.delete_address(DeleteAddress(address.ifindex, address.address))
         elif address is not None and message.flags & netlink.EXCL:
             namespace.restore_address(address)
-        elif message.type == NEWROUTE:
+        elif message.type == RTM_NEWROUTE:
             for route in routes.decode(raw):
                 namespace.add_route(AddRoute(route, append=True))
-        elif message.type == NEWROUTE + 1:
+        elif message.type == RTM_NEWROUTE + 1:
             for route in routes.decode(raw):
                 namespace.delete_route(route)
-        elif message.type == NEWNEIGH:
+        elif message.type == RTM_NEWNEIGH:
             neighbour = neighbours.decode(raw)
             if neighbour is not None:
                 namespace.add_neighbour(neighbour)
@@ -276,13 +284,15 @@ class FakeStack:
 
     def _create_veth(self, wanted: CreateVeth) -> FakeLink:
         peer = wanted.peer
-        there = self._namespace if peer.netns_fd is None else self._kernel.namespace_at(peer.netns_fd)
+        peer_namespace = (
+            self._namespace if peer.netns_fd is None else self._kernel.namespace_at(peer.netns_fd)
+        )
         self._namespace.require_free(wanted.name)
-        far = there.add_link(peer.name, "veth", mac=peer.mac, mtu=peer.mtu)
+        far = peer_namespace.add_link(peer.name, "veth", mac=peer.mac, mtu=peer.mtu)
         try:
             near = self._namespace.add_link(wanted.name, "veth", mac=wanted.mac, mtu=wanted.mtu)
         except OSError:
-            there.unlist(far)
+            peer_namespace.unlist(far)
             raise
         near.peer, far.peer = far, near
         try:
@@ -319,12 +329,12 @@ class FakeSysctls:
 
 
 class _FakeChanges:
-    """Whoever waits finds that duplicate address detection is over; nothing else happens by itself."""
+    """A caller that waits finds that duplicate address detection is over; nothing else happens by itself."""
 
     def __init__(self, namespace: FakeNamespace) -> None:
         self._namespace = namespace
 
-    def heard(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         waiting = any(address.tentative for address in self._namespace.addresses)
         self._namespace.finish_detection()
         return waiting
@@ -350,14 +360,27 @@ class _FailingNft:
     def missing(self, elements: Sequence[nft_module.Element]) -> list[nft_module.Element]:
         return self._real.missing(elements)
 
-    def chain(self, family: str, table: str, name: str) -> nft_module.Chain | None:
+    def chain(self, family: str, table: str, name: str) -> nft_module.NftChain | None:
         return self._real.chain(family, table, name)
+
+    def uses(self, family: str, table: str, chains: Collection[str]) -> dict[str, int]:
+        return self._real.uses(family, table, chains)
 
     def dormant(self, family: str, table: str) -> bool:
         return self._real.dormant(family, table)
 
-    def rules(self, family: str, table: str, chain: str) -> list[nft_module.Rule]:
+    def rules(self, family: str, table: str, chain: str) -> list[nft_module.NftRule]:
         return self._real.rules(family, table, chain)
+
+    def counters(self, family: str, table: str) -> dict[str, int]:
+        return self._real.counters(family, table)
+
+    def chains(self, family: str, table: str) -> list[str]:
+        return self._real.chains(family, table)
+
+    def delete_chain(self, family: str, table: str, name: str) -> None:
+        self._step("delete chain")
+        self._real.delete_chain(family, table, name)
 
     def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
         return self._real.contents(family, table, chains)

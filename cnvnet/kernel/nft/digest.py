@@ -1,4 +1,4 @@
-"""What a table does, as a digest: two of them differ exactly if somebody has changed the table in between.
+"""What a table does, as a digest: two of them differ exactly if the table was changed in between.
 
 Chains with hook and policy, rules in their order, sets with their elements. What is counted does not matter,
 nor who refers to what how often.
@@ -10,38 +10,39 @@ from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 from itertools import chain
 
-from cnvnet.kernel import nfnetlink as wire
-from cnvnet.kernel.netlink import attributes, text
+from cnvnet.kernel.netlink import attributes, string, text
+from cnvnet.kernel.nft import wire
 
-# include/uapi/linux/netfilter/nf_tables.h: what of a chain is told, the rest are its handle and its users.
+# include/uapi/linux/netfilter/nf_tables.h: the attributes of a chain that count; the others are its handle
+# and its users.
 _OF_CHAIN = (3, 4, 5, 7)
 
 
-def digest(connection: wire.Connection, family: str, table: str) -> str:
+def digest(connection: wire.NftConnection, family: str, table: str) -> str:
     """Raises NetlinkError."""
     return _digest(chain(_rules(connection, family, table), _sets(connection, family, table)))
 
 
-def digest_of_rules(connection: wire.Connection, family: str, table: str, chains: Collection[str]) -> str:
+def digest_of_rules(connection: wire.NftConnection, family: str, table: str, chains: Collection[str]) -> str:
     """Of these chains and their rules only: others, and elements, come and go. Raises NetlinkError."""
     return _digest(_rules(connection, family, table, chains))
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    found = sha256()
+    hashed = sha256()
     for part in parts:
-        found.update(len(part).to_bytes(4, "big") + part)
-    return found.hexdigest()
+        hashed.update(len(part).to_bytes(4, "big") + part)
+    return hashed.hexdigest()
 
 
 def _rules(
-    connection: wire.Connection, family: str, table: str, chains: Collection[str] | None = None
+    connection: wire.NftConnection, family: str, table: str, chains: Collection[str] | None = None
 ) -> Iterator[bytes]:
-    of_table = wire.string(1, table)
+    of_table = string(1, table)
     for raw in connection.dump(wire.message(wire.GETCHAIN, family)):
-        found = attributes(raw, wire.BODY)
-        if text(found[1]) == table and (chains is None or text(found[3]) in chains):
-            yield from (found.get(kind, b"") for kind in _OF_CHAIN)
+        attrs = attributes(raw, wire.BODY)
+        if text(attrs[1]) == table and (chains is None or text(attrs[3]) in chains):
+            yield from (attrs.get(kind, b"") for kind in _OF_CHAIN)
     for raw in connection.dump(wire.message(wire.GETRULE, family, of_table)):
         rule = attributes(raw, wire.BODY)
         if chains is not None and text(rule[2]) not in chains:
@@ -51,13 +52,13 @@ def _rules(
             yield b"" if text(attributes(expression)[1]) == "counter" else expression
 
 
-def _sets(connection: wire.Connection, family: str, table: str) -> Iterator[bytes]:
-    of_table = wire.string(1, table)
+def _sets(connection: wire.NftConnection, family: str, table: str) -> Iterator[bytes]:
+    of_table = string(1, table)
     names = [
         attributes(raw, wire.BODY)[2] for raw in connection.dump(wire.message(wire.GETSET, family, of_table))
     ]
     for name in sorted(names):
         yield name
-        listing = wire.message(wire.GETSETELEM, family, of_table, wire.string(2, text(name)))
+        listing = wire.message(wire.GETSETELEM, family, of_table, string(2, text(name)))
         answers = (attributes(raw, wire.BODY).get(3, b"") for raw in connection.dump(listing))
         yield from sorted(element for answer in answers for element in wire.members(answer))

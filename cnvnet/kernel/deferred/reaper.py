@@ -1,4 +1,4 @@
-"""The thread of a process that stays which deletes retired links (cnvnet.kernel.retired)."""
+"""The thread that deletes retired links in a resident process (cnvnet.kernel.deferred.retired)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cnvnet.kernel.retired import sweep
+from cnvnet.kernel.deferred.retired import sweep
 from cnvnet.kernel.stack import Kernel
 
-# Links gather until nobody has retired one for a moment, but not for longer than this: a burst of deletions
-# becomes one message or a few, each of which holds up whoever changes links.
+# Seconds. The reaper waits until no call has retired a link for _QUIET, at most for _GATHERING: a burst of
+# deletions becomes one message or a few, each of which holds the RTNL against all other changes of links.
 _QUIET: Final = 0.002
 _GATHERING: Final = 0.2
-# After a refusal, which nothing but a lack of memory explains.
+# Seconds before the next attempt after a refusal, which only a lack of memory explains.
 _PAUSE: Final = 1.0
 
 
 class ReaperThread:
     """Deletes in the network namespace in which it is made, from then until `close`.
 
-    It begins with what a killed process has left. `report` is told of a deletion that fails; it is tried
-    again until it does not.
+    It begins with what a killed process has left. A deletion that fails is passed to `report` and repeated
+    until it succeeds.
     """
 
     def __init__(self, kernel: Kernel, report: Callable[[str], None]) -> None:
@@ -36,6 +36,7 @@ class ReaperThread:
         self._thread.start()
 
     def notify(self) -> None:
+        """Tell the thread that there is something to delete."""
         self._wanted.set()
 
     def problems(self) -> list[str]:
@@ -61,16 +62,16 @@ class ReaperThread:
     def _gather(self) -> None:
         deadline = time.monotonic() + _GATHERING
         while self._wanted.is_set() and not self._closing.is_set() and time.monotonic() < deadline:
-            # Cleared before the deed: a link retired meanwhile is taken along or asks again.
+            # Cleared before the sweep: a link retired meanwhile is deleted too, or notifies again.
             self._wanted.clear()
-            # Not woken by each of them, which would take the interpreter from the call that retires it.
+            # Not `_wanted.wait`: a notified thread would take the GIL from the call that retires a link.
             self._closing.wait(_QUIET)
 
     def _sweep(self) -> bool:
         try:
             with self._kernel.stack() as host:
                 sweep(host)
-        except Exception as e:  # noqa: BLE001 -- whatever it is, links that are retired later are to be deleted
+        except Exception as e:  # noqa: BLE001 -- whatever it is, links that are retired later must be deleted
             problem = f"retired links cannot be deleted: {e}"
             if problem != self._problem:
                 self._report(problem)

@@ -1,8 +1,7 @@
-"""A network namespace in memory: what the kernel does to links, addresses and routes, with the kernel's
-errnos.
+"""A network namespace in memory: what the kernel does to links, addresses and routes, with its errnos.
 
-It is as exact as tests/functional/kernel/test_stack.py, which holds it against the real thing, and knows
-no timing: a link's operstate follows at once. Only duplicate address detection takes until somebody waits.
+It is as exact as tests/functional/kernel/test_stack.py, which holds it against the real thing, and knows no
+timing: a link's operstate follows at once. Only duplicate address detection takes until a caller waits.
 """
 
 from __future__ import annotations
@@ -10,23 +9,16 @@ from __future__ import annotations
 import errno
 import itertools
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import Final, NoReturn
+from typing import Final
 
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress, scope_of
-from cnvnet.kernel.links import Bridge, ChangeLink, Link, Port, Tun
+from cnvnet.kernel.links import Bridge, BridgePort, ChangeLink
 from cnvnet.kernel.neighbours import Neighbour
-from cnvnet.kernel.routes import (
-    MAIN_TABLE,
-    PROTOCOL_BOOT,
-    PROTOCOL_KERNEL,
-    PROTOCOL_RA,
-    SCOPE_LINK,
-    AddRoute,
-    Route,
-)
-from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange, expand
+from cnvnet.kernel.routes import MAIN_TABLE, AddRoute, Route
+from cnvnet.kernel.rtnetlink import PROTOCOL_BOOT, PROTOCOL_KERNEL, PROTOCOL_RA, SCOPE_LINK
+from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
+from tests.fakes.link import NO_MAC, FakeLink, follow_ports, refuse, set_port_flags
 
-_NO_MAC: Final = "00:00:00:00:00:00"
 _SYSCTLS: Final = {
     "net/ipv4/ip_forward": "0",
     "net/ipv6/conf/all/forwarding": "0",
@@ -65,69 +57,12 @@ _SYSCTLS_OF_A_LINK: Final = {
     "net/ipv6/conf/{}/ndisc_notify": "0",
     "net/ipv6/conf/{}/proxy_ndp": "0",
 }
-_numbers = itertools.count(1)
-
-
-class FakeLink:
-    """A link and all that belongs to it."""
-
-    def __init__(self, namespace: FakeNamespace, ifindex: int, name: str, kind: str) -> None:
-        self.namespace = namespace
-        self.ifindex = ifindex
-        self.name = name
-        self.kind = kind
-        self.mac = "0e:00:00:" + next(_numbers).to_bytes(3, "big").hex(":")
-        self.mtu = 1500
-        self.up = False
-        self.master: FakeLink | None = None
-        self.peer: FakeLink | None = None
-        self.promisc = False
-        self.group = 0
-        self.alias = ""
-        self.bridge: Bridge | None = None
-        self.port: Port | None = None
-        self.tun: Tun | None = None
-        self.vlans: dict[int, VlanRange] = {}
-        self.mac_is_pinned = False
-        self.mtu_is_pinned = False
-
-    @property
-    def ports(self) -> list[FakeLink]:
-        return [link for link in self.namespace.links.values() if link.master is self]
-
-    @property
-    def operstate(self) -> str:
-        if not self.up:
-            return "DOWN"
-        if self.kind == "veth":
-            return "UP" if self.peer is not None and self.peer.up else "LOWERLAYERDOWN"
-        if self.kind == "bridge":
-            return "UP" if any(port.operstate == "UP" for port in self.ports) else "DOWN"
-        return "DOWN" if self.kind == "tun" else "UNKNOWN"
-
-    def shown(self) -> Link:
-        return Link(
-            ifindex=self.ifindex,
-            name=self.name,
-            kind=self.kind,
-            mac=self.mac,
-            mtu=self.mtu,
-            up=self.up,
-            operstate=self.operstate,
-            master=self.master.ifindex if self.master else 0,
-            peer=self.peer.ifindex if self.peer else 0,
-            promisc=self.promisc,
-            group=self.group,
-            alias=self.alias,
-            bridge=self.bridge,
-            port=self.port,
-            tun=self.tun,
-        )
 
 
 class FakeNamespace:
-    """One namespace. Tests may look at `links` (by ifindex), `addresses`, `routes`, `neighbours`,
-    `sysctls`.
+    """One namespace.
+
+    Tests may look at `links` (by ifindex), `addresses`, `routes`, `neighbours`, `sysctls`.
     """
 
     def __init__(self, path: str, inode: int, *, vlans: bool = True, dummies: bool = True) -> None:
@@ -137,14 +72,14 @@ class FakeNamespace:
         self.addresses: list[Address] = []
         self.routes: list[Route] = []
         self.neighbours: list[Neighbour] = []
-        # Who answers on which link: what a resolution finds.
+        # The hosts that answer on each link: what a resolution finds.
         self.reachable: list[Neighbour] = []
         self.sysctls = dict(_SYSCTLS)
         self._knows_vlans = vlans
         self._knows_dummies = dummies
         self._ifindexes = itertools.count(1)
         loopback = self.add_link("lo", "")
-        loopback.mac, loopback.mtu, loopback.up = _NO_MAC, 65536, True
+        loopback.mac, loopback.mtu, loopback.up = NO_MAC, 65536, True
 
     # links
 
@@ -184,15 +119,14 @@ class FakeNamespace:
         if self.by_name(name) is not None:
             refuse(errno.EEXIST)
 
-    def change(self, wanted: ChangeLink, target: FakeNamespace | None) -> None:
-        """As the kernel orders it: down, move, MAC, MTU, group, name, alias, master, up; then the port's
-        flags.
+    def change(self, wanted: ChangeLink) -> None:
+        """As the kernel orders it: down, MAC, MTU, group, name, alias, master, up.
+
+        The port's flags come last.
         """
         link = self.by_index(wanted.ifindex)
         if wanted.up is False:
             link.namespace.set_down(link)
-        if target is not None:
-            self._move(link, target, wanted.name or link.name)
         if wanted.mac:
             link.mac, link.mac_is_pinned = wanted.mac.lower(), True
         if wanted.mtu and wanted.mtu != link.mtu:
@@ -209,13 +143,13 @@ class FakeNamespace:
             link.promisc = wanted.promisc
         if wanted.up:
             link.namespace.set_up(link)
-        _set_port_flags(link, wanted)
+        set_port_flags(link, wanted)
         if wanted.linklocal_learning is not None:
             if link.bridge is None:
                 refuse(errno.EOPNOTSUPP)
             link.bridge = link.bridge._replace(linklocal_learning=wanted.linklocal_learning)
         if link.master is not None:
-            _follow_ports(link.master)
+            follow_ports(link.master)
 
     def delete(self, ifindex: int) -> None:
         link = self.by_index(ifindex)
@@ -278,7 +212,7 @@ class FakeNamespace:
         if link.master is not None and link.master is not bridge:
             left, link.master, link.port = link.master, None, None
             link.vlans.clear()
-            _follow_ports(left)
+            follow_ports(left)
         if not ifindex or link.master is bridge is not None:
             return
         if bridge is None:
@@ -290,25 +224,9 @@ class FakeNamespace:
         if link.kind == "":
             refuse(errno.EINVAL)
         link.master = bridge
-        link.port = Port(hairpin=False, isolated=False, learning=True)
+        link.port = BridgePort(hairpin=False, isolated=False, learning=True)
         self._give_default_vlan(link, bridge.bridge)
-        _follow_ports(bridge)
-
-    def _move(self, link: FakeLink, target: FakeNamespace, name: str) -> None:
-        if target is self:
-            return
-        if link.kind == "":
-            refuse(errno.EINVAL)
-        target.require_free(name)
-        self.unlist(link)
-        if link.ifindex in target.links:
-            link.ifindex = next(target._ifindexes)
-        link.namespace = target
-        link.name = name
-        link.promisc = False
-        target.links[link.ifindex] = link
-        for key, value in _SYSCTLS_OF_A_LINK.items():
-            target.sysctls[key.format(name)] = value
+        follow_ports(bridge)
 
     def _give_default_vlan(self, link: FakeLink, bridge: Bridge) -> None:
         if bridge.default_pvid:
@@ -448,7 +366,7 @@ class FakeNamespace:
         if family == "ipv4":
             self.sysctls["net/ipv4/conf/all/accept_redirects"] = "0" if value == "1" else "1"
         elif value == "1":
-            # A router forgets what other routers told it (rt6_purge_dflt_routers).
+            # A router forgets what other routers advertised (rt6_purge_dflt_routers).
             self.routes = [r for r in self.routes if r.protocol != PROTOCOL_RA or self._heeds(r.ifindex)]
 
     def _drop_ipv6(self, link: FakeLink | None) -> None:
@@ -463,7 +381,8 @@ class FakeNamespace:
 
     def add_neighbour(self, wanted: Neighbour) -> None:
         self.by_index(wanted.ifindex)
-        self._forget(wanted)
+        key = (wanted.ifindex, wanted.address, wanted.proxy)
+        self.neighbours = [n for n in self.neighbours if (n.ifindex, n.address, n.proxy) != key]
         self.neighbours.append(wanted._replace(mac=wanted.mac.lower()))
 
     def resolve(self, ifindex: int, address: IPv4Address | IPv6Address) -> None:
@@ -471,18 +390,6 @@ class FakeNamespace:
         known = [n for n in self.neighbours if (n.ifindex, n.address) == (ifindex, address)]
         if not known:
             self.neighbours += [n for n in self.reachable if (n.ifindex, n.address) == (ifindex, address)]
-
-    def delete_neighbour(self, wanted: Neighbour) -> None:
-        self.by_index(wanted.ifindex)
-        if not self._forget(wanted):
-            refuse(errno.ENOENT)
-
-    def _forget(self, wanted: Neighbour) -> bool:
-        key = (wanted.ifindex, wanted.address, wanted.proxy)
-        kept = [n for n in self.neighbours if (n.ifindex, n.address, n.proxy) != key]
-        found = len(kept) < len(self.neighbours)
-        self.neighbours = kept
-        return found
 
     def change_vlans(self, wanted: AddVlans | DeleteVlans) -> None:
         link = self.by_index(wanted.ifindex)
@@ -493,7 +400,7 @@ class FakeNamespace:
             if not valid or (one.pvid and one.first != one.last):
                 refuse(errno.EINVAL)
         for one in wanted.ranges:
-            for vid in expand((one,)):
+            for vid in range(one.first, one.last + 1):
                 if isinstance(wanted, DeleteVlans):
                     link.vlans.pop(vid, None)
                     continue
@@ -513,11 +420,6 @@ class FakeNamespace:
         return shown
 
 
-def refuse(number: int) -> NoReturn:
-    """What the kernel says to a bad request."""
-    raise OSError(number, "")
-
-
 def _destination(route: Route) -> tuple[object, ...]:
     return route.dst, route.table, route.priority
 
@@ -530,22 +432,3 @@ def _broadcast(address: IPv4Interface | IPv6Interface) -> IPv4Address | None:
 
 def _hop(route: Route) -> tuple[object, ...]:
     return route.ifindex, route.gw, route.scope
-
-
-def _set_port_flags(link: FakeLink, wanted: ChangeLink) -> None:
-    flags = {"hairpin": wanted.hairpin, "isolated": wanted.isolated, "learning": wanted.learning}
-    asked = {name: flag for name, flag in flags.items() if flag is not None}
-    if not asked:
-        return
-    if link.port is None:
-        refuse(errno.EOPNOTSUPP)
-    link.port = link.port._replace(**asked)
-
-
-def _follow_ports(bridge: FakeLink) -> None:
-    """A bridge takes the lowest MAC and the smallest MTU of its ports unless it was given its own."""
-    ports = bridge.ports
-    if not bridge.mac_is_pinned:
-        bridge.mac = min((port.mac for port in ports), default=_NO_MAC)
-    if not bridge.mtu_is_pinned:
-        bridge.mtu = min((port.mtu for port in ports), default=1500)

@@ -9,20 +9,17 @@ from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Final
 
-from cnvnet.kernel.nfnetlink import FAMILIES
-from cnvnet.kernel.nft import (
-    Chain,
+from cnvnet.kernel.nft.elements import encode
+from cnvnet.kernel.nft.table_text import is_newer, render_load, targets
+from cnvnet.kernel.nft.tables import (
     Element,
+    NftChain,
     NftError,
-    Rule,
+    NftRule,
     explained,
     intact,
-    is_newer,
-    render,
-    render_load,
-    targets,
 )
-from cnvnet.kernel.nft_elements import encode
+from cnvnet.kernel.nft.wire import FAMILIES
 
 _OPENING: Final = re.compile(r"(set|map|counter|chain)\s+(\S+)\s*\{(.*)")
 
@@ -31,8 +28,9 @@ class FakeTable:
     """A table: the rules of its chains, and the elements of its sets by their keys in the kernel."""
 
     def __init__(self) -> None:
-        self.chains: dict[str, list[Rule]] = {}
+        self.chains: dict[str, list[NftRule]] = {}
         self.sets: dict[str, dict[tuple[bytes, bytes], Element]] = {}
+        self.counters: dict[str, int] = {}
         self.dormant = False
 
 
@@ -46,7 +44,7 @@ class FakeNft:
         self._targets: dict[int, list[str]] = {}
 
     def ensure(self, family: str, table: str, version: str, text: str) -> None:
-        if intact(self, family, table, version, text):
+        if intact(self, family, table, text):
             return
         present = list(self.tables.get((family, table), FakeTable()).chains)
         if not any(is_newer(name, version) for name in present):
@@ -67,30 +65,37 @@ class FakeNft:
 
     def missing(self, elements: Sequence[Element]) -> list[Element]:
         found = {e: (self._set(e) or {}).get(encode(e)) for e in elements}
-        # Who names no verdict asks for the key.
-        return [e for e, there in found.items() if there is None or (e.data and there.data != e.data)]
+        # A query without a verdict asks for the key.
+        return [e for e, present in found.items() if present is None or (e.data and present.data != e.data)]
 
-    def chain(self, family: str, table: str, name: str) -> Chain | None:
+    def chain(self, family: str, table: str, name: str) -> NftChain | None:
         found = self.tables.get((family, table), FakeTable())
         if name not in found.chains:
             return None
-        there = {rule.handle for rules in found.chains.values() for rule in rules}
-        jumps = [to for handle in there for to in self._targets.get(handle, ()) if to == name]
+        handles = {rule.handle for rules in found.chains.values() for rule in rules}
+        jumps = [to for handle in handles for to in self._targets.get(handle, ()) if to == name]
         entries = [e for of in found.sets.values() for e in of.values() if e.data.endswith(f" {name}")]
-        return Chain(name, len(found.chains[name]) + len(jumps) + len(entries))
+        return NftChain(name, len(found.chains[name]) + len(jumps) + len(entries))
+
+    def uses(self, family: str, table: str, chains: Collection[str]) -> dict[str, int]:
+        found = ((name, self.chain(family, table, name)) for name in chains)
+        return {name: chain.use for name, chain in found if chain is not None}
 
     def dormant(self, family: str, table: str) -> bool:
         return self.tables.get((family, table), FakeTable()).dormant
 
-    def rules(self, family: str, table: str, chain: str) -> list[Rule]:
+    def rules(self, family: str, table: str, chain: str) -> list[NftRule]:
         return list(self.tables.get((family, table), FakeTable()).chains.get(chain, ()))
+
+    def counters(self, family: str, table: str) -> dict[str, int]:
+        return dict(self.tables.get((family, table), FakeTable()).counters)
 
     def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
         found = self.tables.get((family, table), FakeTable())
-        rules = {name: [rule.comment for rule in there] for name, there in found.chains.items()}
+        rules = {name: [rule.comment for rule in entries] for name, entries in found.chains.items()}
         if chains is not None:
-            return repr({name: there for name, there in rules.items() if name in chains})
-        return repr((rules, {name: sorted(there) for name, there in found.sets.items()}))
+            return repr({name: entries for name, entries in rules.items() if name in chains})
+        return repr((rules, {name: sorted(entries) for name, entries in found.sets.items()}))
 
     def run(self, text: str) -> str:
         before = deepcopy(self.tables)
@@ -106,6 +111,14 @@ class FakeNft:
             self.tables = before
             raise
         return ""
+
+    def chains(self, family: str, table: str) -> list[str]:
+        return list(self.tables.get((family, table), FakeTable()).chains)
+
+    def delete_chain(self, family: str, table: str, name: str) -> None:
+        found = self.chain(family, table, name)
+        if found is not None and found.use <= len(self.rules(family, table, name)):
+            del self.tables[family, table].chains[name]
 
     def elements(self) -> list[str]:
         """Every element there is, as nft would add it."""
@@ -132,6 +145,8 @@ class FakeNft:
             kind, name, rest = opening.groups()
             if kind in ("set", "map"):
                 table.sets.setdefault(name, {})
+            if kind == "counter":
+                table.counters.setdefault(name, 0)
             inside = [] if rest.endswith("}") else _until_closed(lines)
             for element in _elements_of(family_and_table, name, inside):
                 table.sets[name][encode(element)] = element
@@ -178,7 +193,7 @@ class FakeNft:
             raise NftError(errno.EINVAL, f"nft: Error: chain {name} is in use")
         del self._table(family, table).chains[name]
 
-    def _delete_rule(self, rules: list[Rule], which: str) -> None:
+    def _delete_rule(self, rules: list[NftRule], which: str) -> None:
         found = [rule for rule in rules if which == f"handle {rule.handle}"]
         if not found:
             raise NftError(errno.EINVAL, f"nft: Error: no rule with {which}")
@@ -189,18 +204,18 @@ class FakeNft:
             raise NftError(errno.EINVAL, f"nft: Error: no table {family} {table}")
         return self.tables[family, table]
 
-    def _rules(self, family: str, table: str, chain: str) -> list[Rule]:
+    def _rules(self, family: str, table: str, chain: str) -> list[NftRule]:
         found = self._table(family, table).chains
         if chain not in found:
             raise NftError(errno.EINVAL, f"nft: Error: no chain {chain}")
         return found[chain]
 
-    def _rule(self, text: str) -> Rule:
+    def _rule(self, text: str) -> NftRule:
         self._handle += 1
         words = shlex.split(text)
         found = targets(words)
         self._targets[self._handle] = found
-        return Rule(
+        return NftRule(
             self._handle, _after(words, "comment"), found[0] if found and "vmap" not in words else ""
         )
 
@@ -227,3 +242,18 @@ def _until_closed(lines: Iterator[str]) -> list[str]:
 
 def _after(words: Sequence[str], word: str) -> str:
     return words[words.index(word) + 1] if word in words[:-1] else ""
+
+
+def render(*, add: Sequence[Element] = (), delete: Sequence[Element] = ()) -> str:
+    """One change as nft's own text: what tests compare."""
+    return "".join(
+        f"{verb} element {e.family} {e.table} {e.set} {{ {_printed(e, with_data=verb == 'add')} }}\n"
+        for verb, elements in (("delete", delete), ("add", add))
+        for e in elements
+    )
+
+
+def _printed(element: Element, *, with_data: bool) -> str:
+    parts = [f'"{part}"' if kind == "ifname" else part for kind, part in zip(*element[3:5], strict=True)]
+    data = f" : {element.data}" if element.data and with_data else ""
+    return " . ".join(parts) + data

@@ -1,15 +1,18 @@
-"""A table of ours kept as its text says, by a process that stays: what others do to its rules is undone."""
+"""A resident process keeps a table of ours as its text says, and undoes what other programs change."""
 
 from __future__ import annotations
 
 import errno
 
-from cnvnet.kernel.nft import Nft, NftError, intact, loaded, render_load, uses
+from cnvnet.kernel.nft.table_text import render_load, uses
+from cnvnet.kernel.nft.tables import Nft, NftError, intact, loaded
 
 
-class Keeper:
-    """Of one table. It knows the rules as it has seen them last, for their number does not tell a rule that
-    was exchanged.
+class TableReconciler:
+    """Reconciles one table.
+
+    It compares the rules with those it has seen last, because their number stays the same when a rule is
+    exchanged.
     """
 
     def __init__(self, family: str, table: str, version: str, text: str) -> None:
@@ -47,7 +50,7 @@ class Keeper:
         return bool(self._seen) and self._rules(nft) not in ("", self._seen)
 
     def _rules(self, nft: Nft) -> str:
-        """Of this version's chains, "" where they are a newer version's."""
-        if not intact(nft, self._family, self._table, self._version, self._text):
+        """A digest of this version's rules, "" where the chains are a newer version's."""
+        if not intact(nft, self._family, self._table, self._text):
             return ""
         return nft.contents(self._family, self._table, uses(self._text))

@@ -1,0 +1,1 @@
+"""Deletions that a resident process puts off, because the kernel makes their caller wait."""
