@@ -7,24 +7,30 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnvnet.attachments import (
+from cnvnet.attachment.files import AttachmentFiles, read_all, rundir
+from cnvnet.attachment.record import (
     ADDED,
     ADDING,
-    AttachmentFiles,
+    FileVersion,
     Key,
     Record,
-    Stamp,
+    RecordedVM,
     UnreadableRecord,
-    rundir,
+    chains,
+    file_name,
 )
+from cnvnet.call_context import captured
+from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import CNIError
 from cnvnet.kernel.boot import boot_id
 
@@ -33,6 +39,10 @@ KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
 
 def a_record(key: Key = KEY, state: str = ADDING, **undo: Any) -> Record:
     return Record(key, "/run/netns/x", 4026531840, boot_id(), state, dict(undo))
+
+
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
 
 
 def files(folder: Path) -> list[str]:
@@ -70,13 +80,13 @@ def test_the_file_is_named_and_written_as_the_design_says(tmp_path: Path) -> Non
     }
 
 
-def test_what_a_guest_is_to_be_told_is_kept_with_it(tmp_path: Path) -> None:
-    told = a_record()._replace(guest={"ifname": "tap0", "settings": {"mtu": 1400}})
+def test_the_settings_of_a_guest_are_kept_in_the_record(tmp_path: Path) -> None:
+    record_of_guest = a_record()._replace(guest={"ifname": "tap0", "settings": {"mtu": 1400}})
     attachments = AttachmentFiles(str(tmp_path))
     with attachments.locked(KEY) as slot:
-        slot.write(told)
-        assert slot.read() == told
-        slot.write(told._replace(guest=None))
+        slot.write(record_of_guest)
+        assert slot.read() == record_of_guest
+        slot.write(record_of_guest._replace(guest=None))
         assert slot.read() == a_record()
     (name,) = files(tmp_path)
     path = tmp_path / "attachments" / name
@@ -86,6 +96,48 @@ def test_what_a_guest_is_to_be_told_is_kept_with_it(tmp_path: Path) -> None:
         pytest.raises(UnreadableRecord, match="a field has the wrong type"),
     ):
         slot.read()
+
+
+def test_whose_it_is_is_kept_with_it(tmp_path: Path) -> None:
+    pod = PodRef("prod", "p" * 253, "0b8a")
+    vm = RecordedVM("prod", "vm-a", "u1", "vm-a", "u2", "0b8a", "target", "m1")
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record()._replace(pod=pod, vm=vm))
+        assert slot.read() == a_record()._replace(pod=pod, vm=vm)
+    (name,) = files(tmp_path)
+    document = json.loads((tmp_path / "attachments" / name).read_text())
+    assert document["v"] == 1  # an older program reads it, and passes over what it does not know
+    assert document["pod"] == {"namespace": "prod", "name": "p" * 253, "uid": "0b8a"}
+    assert document["vm"] == vm._asdict()
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ({"pod": None, "vm": None}, (None, None)),
+        ({"pod": ["prod"], "vm": 7}, (None, None)),
+        ({"vm": "a"}, (None, None)),
+        ({"vm": {"name": "a", "role": "target"}}, (None, None)),
+        ({"vm": {"namespace": "a", "name": "b", "role": 7, "x": 1}}, (None, RecordedVM("a", "b"))),
+        # As older programs have written it.
+        (
+            {"pod": {"name": "p", "uid": 3, "node": "n"}, "vm": "a/b"},
+            (PodRef("", "p", ""), RecordedVM("a", "b")),
+        ),
+    ],
+)
+def test_nothing_depends_on_whose_it_is(tmp_path: Path, odd: Any, expected: Any) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+    (name,) = files(tmp_path)
+    path = tmp_path / "attachments" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
+    with attachments.locked(KEY) as slot:
+        record = slot.read()
+        assert record is not None
+        assert (record.pod, record.vm) == expected
 
 
 def test_a_lock_alone_leaves_no_file(tmp_path: Path) -> None:
@@ -115,7 +167,7 @@ def test_a_record_removed_and_written_again_in_one_call_stays(tmp_path: Path) ->
         assert slot.read() == a_record(host="new")
 
 
-def test_a_second_call_for_one_attachment_is_told_to_try_again_later(tmp_path: Path) -> None:
+def test_a_second_call_for_one_attachment_gets_try_again_later(tmp_path: Path) -> None:
     attachments = AttachmentFiles(str(tmp_path))
     with (
         attachments.locked(KEY),
@@ -190,9 +242,10 @@ def test_processes_take_turns_while_the_file_is_replaced_and_removed(tmp_path: P
         assert files(tmp_path) == []
 
 
-def test_a_killed_call_holds_nobody_up_and_loses_no_record(tmp_path: Path) -> None:
+def test_a_killed_call_holds_no_other_up_and_loses_no_record(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from cnvnet.attachments import *\n"
+        "import sys, time; from cnvnet.attachment.files import *\n"
+        "from cnvnet.attachment.record import *\n"
         "key = Key('cnv-bridge', 'net1', 'cid-1', 'eth0')\n"
         "with AttachmentFiles(sys.argv[1]).locked(key) as slot:\n"
         "    slot.write(Record(key, '', 0, '', 'adding', {'host': 'v'}))\n"
@@ -244,15 +297,15 @@ def test_what_is_no_record_is_reported_and_left_untouched(tmp_path: Path, conten
 def test_gc_sees_the_attachments_of_one_plugin_and_network_only(tmp_path: Path) -> None:
     attachments = AttachmentFiles(str(tmp_path))
     others = [KEY._replace(network="net2"), KEY._replace(plugin="cnv"), KEY._replace(plugin="cnv-bridge-x")]
-    mine = [KEY, KEY._replace(container_id="cid-2"), KEY._replace(ifname="net1")]
-    for key in others + mine:
+    own = [KEY, KEY._replace(container_id="cid-2"), KEY._replace(ifname="net1")]
+    for key in others + own:
         with attachments.locked(key) as slot:
             slot.write(a_record(key))
-    assert sorted(attachments.of_network("cnv-bridge", "net1")) == sorted(mine)
+    assert sorted(attachments.of_network("cnv-bridge", "net1")) == sorted(own)
 
 
-def test_who_remembers_is_told_what_has_changed(tmp_path: Path) -> None:
-    attachments, seen = AttachmentFiles(str(tmp_path)), dict[str, Stamp]()
+def test_records_that_have_changed_since_the_last_look_are_returned(tmp_path: Path) -> None:
+    attachments, seen = AttachmentFiles(str(tmp_path)), dict[str, FileVersion]()
 
     def changed() -> list[Record | None]:
         return [record for _, record in attachments.changed("cnv-bridge", seen)]
@@ -264,9 +317,9 @@ def test_who_remembers_is_told_what_has_changed(tmp_path: Path) -> None:
     assert sorted(changed(), key=str) == sorted([a_record(), a_record(other)], key=str)
     assert changed() == []
     with attachments.locked(KEY) as slot:
-        assert slot.stamp() in seen.values()
+        assert slot.version() in seen.values()
         slot.write(a_record(state=ADDED))
-        assert slot.stamp() not in seen.values()
+        assert slot.version() not in seen.values()
     assert changed() == [a_record(state=ADDED)]
     with attachments.locked(other) as slot:
         slot.remove()
@@ -369,3 +422,77 @@ def test_the_callers_environment_says_where_the_records_are() -> None:
     assert rundir({}) == "/run/cnvnet"
     assert rundir({"CNVNET_RUNDIR": ""}) == "/run/cnvnet"
     assert rundir({"CNVNET_RUNDIR": "/x"}) == "/x"
+
+
+def test_a_link_in_the_place_of_a_record_leads_nowhere(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    attachments = AttachmentFiles(str(tmp_path))
+    path = tmp_path / "attachments" / file_name(KEY)
+    path.parent.mkdir()
+    path.symlink_to(precious)
+    assert list(attachments.records(KEY.plugin)) == []  # GC
+    with attachments.locked(KEY, optional=True) as slot:  # DEL
+        assert slot.read() is None
+        slot.remove()
+    assert not path.is_symlink()
+    path.with_name(f"{path.name}.new").symlink_to(precious)
+    with attachments.locked(KEY) as slot, pytest.raises(CNIError, match=r"\.new cannot be written"):
+        slot.write(a_record())
+    assert precious.read_text() == "kept"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, make_socket], ids=["fifo", "socket"])
+def test_what_is_no_file_is_no_record(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    path = tmp_path / "attachments" / file_name(KEY)
+    path.parent.mkdir()
+    make(path)
+    seen: dict[str, FileVersion] = {}
+    with captured() as lines:
+        assert list(attachments.changed(KEY.plugin, seen)) == [(path.name, None)]
+    assert any(path.name in line and "DEL of the attachment removes it" in line for line in lines)
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+        assert slot.read() == a_record()
+
+
+@pytest.mark.parametrize("field", ["network", "ifname", "boot_id", "netns"])
+def test_a_name_that_no_file_could_have_makes_it_unreadable(tmp_path: Path, field: str) -> None:
+    attachments = AttachmentFiles(str(tmp_path))
+    with attachments.locked(KEY) as slot:
+        slot.write(a_record())
+    path = tmp_path / "attachments" / file_name(KEY)
+    document = json.loads(path.read_text())
+    document[field] = {"path": "\ud800", "inode": 1} if field == "netns" else "\ud800"
+    path.write_text(json.dumps(document))
+    assert list(attachments.of_network(KEY.plugin, KEY.network)) == []
+    with attachments.locked(KEY) as slot, pytest.raises(UnreadableRecord, match="not a record"):
+        slot.read()
+
+
+def test_all_records_are_read_whichever_plugin_wrote_them(tmp_path: Path) -> None:
+    assert read_all(str(tmp_path)) == ([], [])
+    kept = [a_record(KEY._replace(plugin=plugin)) for plugin in ("cnv-bridge", "masquerade")]
+    for record in kept:
+        with AttachmentFiles(str(tmp_path)).locked(record.key) as slot:
+            slot.write(record)
+    folder = tmp_path / "attachments"
+    (folder / "vm-bridge-0.json").touch()  # the lock of a call that has recorded nothing yet
+    (folder / "vm-bridge-1.json.new").write_text("{")
+    (folder / "vm-bridge-2.json").write_text("{")
+    records, unreadable = read_all(str(tmp_path))
+    assert records == kept
+    assert [str(error).startswith(f"record {folder}/vm-bridge-2.json: ") for error in unreadable] == [True]
+    assert (folder / "vm-bridge-0.json").exists()
+
+
+def test_records_of_one_interface_are_put_together() -> None:
+    outer, inner = a_record(), a_record(KEY._replace(plugin="vm-bridge"))
+    others = [
+        a_record(KEY._replace(ifname="net1")),
+        a_record(KEY._replace(network="net2")),
+        a_record(KEY._replace(container_id="cid-0")),
+    ]
+    found = chains([inner, *others, outer])
+    assert found == [(others[2],), (outer, inner), (others[0],), (others[1],)]
