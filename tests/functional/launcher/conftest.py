@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cnvnet.cni import skel
 from cnvnet.cni.skel import Response
-from tests.functional.launcher.standin import Agent, agent, responding
+from tests.functional.launcher.fake_agent import Agent, agent, responding
 from tests.harness import OURS, executable
 
 LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
@@ -88,7 +89,7 @@ class Launcher:
         for name in OURS:
             (beside / name).symlink_to(executable(name))
 
-    def put_witness_beside(self) -> Path:
+    def put_recorders_beside(self) -> Path:
         """Lets the C launcher find executables that only say that they were run."""
         beside = self.folder / "cnvnet/bin"
         beside.mkdir(parents=True)
@@ -100,12 +101,13 @@ class Launcher:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The C launcher in both builds, patient for some seconds only and looking nowhere but beside itself."""
+    """The C launcher in its builds, patient for some seconds only and looking nowhere but beside itself."""
     folder = tmp_path_factory.mktemp("built")
-    defines = f"DEFINES=-DCONNECT_SECONDS=2 -DCALL_SECONDS=4 -DPREFIX='\"{folder}/nowhere\"'"
-    found = {"c": folder / "cnv-launch", "asan": folder / "cnv-launch-asan"}
-    for kind, target in (("c", found["c"]), ("asan", "asan")):
-        subprocess.run(["make", "-s", "-C", LAUNCHER, target, f"OUT={found[kind]}", defines], check=True)
+    seconds = "-DCONNECT_SECONDS=2 -DCALL_SECONDS=4 -DRETURN_SECONDS=2"
+    defines = f"DEFINES={seconds} -DPREFIX='\"{folder}/nowhere\"'"
+    found = {"c": folder / "cnv-launch", "glibc": folder / "glibc", "asan": folder / "cnv-launch-asan"}
+    for kind, how in (("c", [found["c"]]), ("glibc", [found["glibc"], "CC=cc"]), ("asan", ["asan"])):
+        subprocess.run(["make", "-s", "-C", LAUNCHER, *how, f"OUT={found[kind]}", defines], check=True)
     return found
 
 
@@ -114,11 +116,12 @@ def install(folder: Path, kind: str, built: Mapping[str, Path]) -> Launcher:
     if kind != "python":
         for name in NAMES:
             shutil.copy(built[kind], folder / name)
-        (folder / "bridge").symlink_to("cnv-bridge")
+        for name in ("bridge", "cnvnet-bridge"):
+            (folder / name).symlink_to("cnv-bridge")
     return made
 
 
-@pytest.fixture(params=["c", "asan", "python"])
+@pytest.fixture(params=["c", "glibc", "asan", "python"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path, built: dict[str, Path]) -> Launcher:
     """Each of the launchers."""
     return install(tmp_path, request.param, built)
@@ -141,3 +144,28 @@ def answering(launcher: Launcher) -> Iterator[Agent]:
     """An agent that is content with everything."""
     with agent(launcher.socket, responding(GOOD)) as made:
         yield made
+
+
+def where(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def never_loaded(env: object) -> skel.Plugin:
+    raise AssertionError("the call was not refused")
+
+
+def silent(path: str, env: Mapping[str, str]) -> Called:
+    """A call whose stdin is never written to nor closed."""
+    reading, writing = os.pipe()
+    done = subprocess.run([path], env=env, stdin=reading, capture_output=True, check=False, timeout=60)
+    os.close(reading)
+    os.close(writing)
+    return Called(done.returncode, done.stdout, done.stderr)
+
+
+def plain_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def nothing(path: Path) -> None: ...

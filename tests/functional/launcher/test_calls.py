@@ -6,37 +6,36 @@ import base64
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cnvnet.cni import skel
-from cnvnet.cni.forwarding import encode_response, encode_unsupported, framed
 from cnvnet.cni.skel import Response
-from tests.functional.launcher.conftest import CONFIG, GOOD, NAMES, Called, Launcher
-from tests.functional.launcher.standin import Agent, Received, agent, responding, saying
+from cnvnet.launch.protocol import encode_response, framed
+from tests.functional.launcher.conftest import (
+    CONFIG,
+    GOOD,
+    NAMES,
+    Called,
+    Launcher,
+    never_loaded,
+    nothing,
+    plain_file,
+    silent,
+    where,
+)
+from tests.functional.launcher.fake_agent import Agent, Received, agent, responding, saying
 from tests.functional.test_protocol import ENVIRONMENTS, REFUSED, UNREADABLE, with_
 from tests.harness import Node
 
 pytestmark = pytest.mark.alone
 
 LIMIT = 16 * 1024 * 1024
-UNNAMED = {"cniVersion": "1.0.0", "name": ""}  # refused by every plugin before anything is done
-
-
-def where(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def never_loaded(env: object) -> skel.Plugin:
-    raise AssertionError("the call was not refused")
 
 
 def test_the_agent_gets_the_whole_call(launcher: Launcher, answering: Agent, node: Node) -> None:
@@ -139,23 +138,14 @@ def test_the_skeleton_answers_through_the_agent_as_it_does_alone(launcher: Launc
     ]
     with agent(launcher.socket, run):
         for env, raw in calls:
-            expected = Called(*skel.run("cnv-bridge", never_loaded, env, partial(bytes, raw)))
+            expected = Called(*skel.run("cnv-bridge", never_loaded, env, partial(bytes, raw))[:3])
             assert launcher.call(env={**dict.fromkeys(with_(), "\0"), **env}, stdin=raw) == expected, (
                 env,
                 raw,
             )
 
 
-def silent(path: str, env: Mapping[str, str]) -> Called:
-    """A call whose stdin nobody ever writes to nor closes."""
-    reading, writing = os.pipe()
-    done = subprocess.run([path], env=env, stdin=reading, capture_output=True, check=False, timeout=60)
-    os.close(reading)
-    os.close(writing)
-    return Called(done.returncode, done.stdout, done.stderr)
-
-
-def test_nobody_waits_for_a_stdin_that_is_not_needed(c_launcher: Launcher) -> None:
+def test_a_stdin_that_is_not_needed_is_not_waited_for(c_launcher: Launcher) -> None:
     with agent(c_launcher.socket, responding(GOOD)) as answering:
         called = silent(c_launcher.path(), c_launcher.environment(CNI_COMMAND="\0"))
         assert called == (0, GOOD.stdout, GOOD.stderr)
@@ -169,10 +159,14 @@ def test_each_plugin_is_asked_for_by_its_name(c_launcher: Launcher, name: str) -
         assert answering.received[0].call.argv0 == name
 
 
-def test_bridge_is_another_name_of_cnv_bridge(c_launcher: Launcher) -> None:
+@pytest.mark.parametrize("name", ["cnvnet-bridge", "bridge"])
+def test_other_names_of_cnv_bridge(c_launcher: Launcher, name: str) -> None:
     with agent(c_launcher.socket, responding(GOOD)) as answering:
-        assert c_launcher.call("bridge").code == 0
+        assert c_launcher.call(name).code == 0
         assert answering.received[0].call.argv0 == "cnv-bridge"
+    run_log = c_launcher.put_recorders_beside()
+    assert c_launcher.call(name).code == 0
+    assert run_log.read_text() == f"{c_launcher.folder}/cnvnet/bin/cnv-bridge\n"
 
 
 @pytest.mark.parametrize("command", ["ADD", "VERSION"])
@@ -199,13 +193,6 @@ def test_of_a_variable_that_is_there_twice_the_first_one_counts(
     )
     env = answering.received[0].call.env
     assert (env["CNI_ARGS"], env["CNI_IFNAME"]) == ("first", "eth0")
-
-
-def plain_file(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def nothing(path: Path) -> None: ...
 
 
 @pytest.mark.parametrize("make", [nothing, plain_file, os.mkfifo, os.mkdir])
@@ -268,7 +255,7 @@ def test_pipes_that_do_not_block_are_waited_for(launcher: Launcher) -> None:
         assert answering.received[0].call.stdin == b"{}"
 
 
-def test_an_add_whose_result_nobody_takes_is_taken_back(launcher: Launcher) -> None:
+def test_an_add_whose_result_cannot_be_written_is_undone(launcher: Launcher) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with agent(launcher.socket, responding(GOOD)) as answering:
@@ -281,8 +268,8 @@ def test_an_add_whose_result_nobody_takes_is_taken_back(launcher: Launcher) -> N
             check=False,
         )
         os.close(writing)
-        told = b"cnv-bridge: the result cannot be written: deleting what it tells of\n"
-        assert (done.returncode, done.stderr) == (1, GOOD.stderr + told + GOOD.stderr)
+        line = b"cnv-bridge: the result cannot be written: undoing the ADD\n"
+        assert (done.returncode, done.stderr) == (1, GOOD.stderr + line + GOOD.stderr)
         assert [received.call.env["CNI_COMMAND"] for received in answering.received] == ["ADD", "DEL"]
         first, second = (received.call for received in answering.received)
         assert second == first._replace(env={**first.env, "CNI_COMMAND": "DEL"})
@@ -380,206 +367,3 @@ def test_it_is_small(static: Launcher) -> None:
     assert os.stat(static.path()).st_size < 1024 * 1024
     linked = subprocess.run(["ldd", static.path()], capture_output=True, text=True, check=False)
     assert "not a dynamic executable" in linked.stderr + linked.stdout
-
-
-# ---- VERSION ----
-
-VERSION = Called(*skel.run("cnv-bridge", never_loaded, {"CNI_COMMAND": "VERSION"}, bytes))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_version_is_known_with_neither_agent_nor_executables(launcher: Launcher, name: str) -> None:
-    assert silent(launcher.path(name), launcher.environment(CNI_COMMAND="VERSION")) == VERSION
-    # As little as a caller can say.
-    assert silent(launcher.path(name), {"CNI_COMMAND": "VERSION"}) == VERSION
-
-
-def test_for_the_version_nobody_is_asked(launcher: Launcher, answering: Agent) -> None:
-    witness = launcher.put_witness_beside()
-    for named in ("\0", "off", "auto", str(launcher.socket)):
-        assert launcher.call(env={"CNI_COMMAND": "VERSION", "CNVNET_AGENT": named}) == VERSION
-    assert answering.received == []
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize("command", ["VERSION ", "VERSIONS", "VERSIO", "version"])
-def test_what_only_looks_like_version_is_a_call(launcher: Launcher, answering: Agent, command: str) -> None:
-    assert launcher.call(env={"CNI_COMMAND": command}) == (0, GOOD.stdout, GOOD.stderr)
-    assert len(answering.received) == 1
-
-
-@pytest.mark.parametrize("descriptor", [0, 1, 2])
-def test_the_version_with_a_standard_descriptor_closed(launcher: Launcher, descriptor: int) -> None:
-    command = ["sh", "-c", f'exec "$0" {descriptor}>&-', launcher.path()]
-    env = launcher.environment(CNI_COMMAND="VERSION")
-    done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=60)
-    stdout = b"" if descriptor == 1 else VERSION.stdout
-    assert Called(done.returncode, done.stdout, done.stderr) == (0, stdout, b"")
-
-
-def test_a_version_that_nobody_takes_is_a_failure(launcher: Launcher) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    env = launcher.environment(CNI_COMMAND="VERSION")
-    done = subprocess.run(
-        [launcher.path()], env=env, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
-    )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
-
-
-def test_a_launcher_in_the_executables_place_says_so_for_the_version_too(c_launcher: Launcher) -> None:
-    script = 'CNVNET_LAUNCHER_PID=$$ exec "$0"'
-    done = subprocess.run(
-        ["sh", "-c", script, c_launcher.path()],
-        env=c_launcher.environment(CNI_COMMAND="VERSION"),
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    error = Called(done.returncode, done.stdout, done.stderr).error()
-    assert error["code"] == 11
-    assert " is a launcher and not the plugin's executable: " in error["msg"]
-
-
-# ---- no agent ----
-
-
-def stale(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-
-
-@pytest.mark.parametrize("make", [nothing, plain_file, stale, os.mkdir])
-def test_without_an_agent_the_plugins_own_executable_runs(launcher: Launcher, make: object) -> None:
-    launcher.put_python_beside()
-    assert callable(make)
-    make(launcher.socket)
-    error = launcher.call(stdin=UNNAMED).error()
-    assert error == {"code": 7, "msg": "missing network name"}
-
-
-def test_off_means_that_no_agent_is_asked(launcher: Launcher, answering: Agent) -> None:
-    launcher.put_python_beside()
-    assert launcher.call(stdin=UNNAMED, env={"CNVNET_AGENT": "off"}).error()["code"] == 7
-    assert answering.received == []
-
-
-@pytest.mark.parametrize("message", [encode_unsupported(), b'{"v": 2, "unsupported": true}'])
-def test_what_the_agent_does_not_do_is_done_here(launcher: Launcher, message: bytes) -> None:
-    launcher.put_python_beside()
-    with agent(launcher.socket, saying(message)) as answering:
-        padded = {**UNNAMED, "padding": "x" * 1_000_000}
-        assert launcher.call(stdin=padded).error()["msg"] == "missing network name"
-        assert answering.received
-
-
-def test_a_socket_whose_path_is_too_long_is_no_agent(launcher: Launcher) -> None:
-    launcher.put_python_beside()
-    path = "/" + "x/" * 100 + "agent.sock"
-    assert launcher.call(stdin=UNNAMED, env={"CNVNET_AGENT": path}).error()["code"] == 7
-
-
-def test_alone_it_is_the_plugin_in_all_that_can_be_seen(c_launcher: Launcher) -> None:
-    c_launcher.put_python_beside()
-    python = c_launcher.folder / "cnvnet/bin/static-ip"
-    for env in (
-        {"CNI_COMMAND": "VERSION"},
-        {"CNI_COMMAND": "\0"},
-        {"CNI_COMMAND": "STATUS"},
-        {"CNI_PATH": ""},
-    ):
-        alone = subprocess.run(
-            [python], env=c_launcher.environment(**env), input=b"{}", capture_output=True, check=False
-        )
-        expected = Called(alone.returncode, alone.stdout, alone.stderr)
-        assert c_launcher.call("static-ip", stdin=b"{}", env=env) == expected
-
-
-def test_with_neither_agent_nor_executables_it_names_both_remedies(c_launcher: Launcher) -> None:
-    error = c_launcher.call().error()
-    assert (error["cniVersion"], error["code"]) == ("1.0.0", 11)
-    assert f"the agent at {c_launcher.socket} is not there (no such file or directory)" in error["msg"]
-    assert "start cnvnet-agent on this node, or install cnvnet's executables in " in error["msg"]
-    error = c_launcher.call(env={"CNVNET_AGENT": "off"}).error()
-    assert error["msg"].startswith("CNVNET_AGENT=off, and ")
-
-
-def test_it_does_not_take_itself_for_the_executable(c_launcher: Launcher) -> None:
-    beside = c_launcher.folder / "cnvnet/bin"
-    beside.mkdir(parents=True)
-    (beside / "cnv-bridge").symlink_to(c_launcher.path())
-    error = c_launcher.call().error()
-    assert error["code"] == 11
-    assert "/bin/cnv-bridge cannot be run (no such file or directory)" in error["msg"], "the next place"
-
-
-def test_a_copy_of_it_is_not_taken_for_the_executable(c_launcher: Launcher) -> None:
-    beside = c_launcher.folder / "cnvnet/bin"
-    beside.mkdir(parents=True)
-    shutil.copy(c_launcher.path(), beside)
-    for env in ({}, {"CNVNET_AGENT": "off"}, {"CNVNET_AGENT": str(c_launcher.socket)}):
-        error = c_launcher.call(env=env).error()
-        assert (error["cniVersion"], error["code"]) == ("1.0.0", 11)
-        assert f"{beside}/cnv-bridge is a launcher and not the plugin's executable: " in error["msg"]
-        assert "install cnvnet's executables in " in error["msg"]
-
-
-def test_a_copy_where_the_executable_belongs_does_not_run_itself(
-    static: Launcher, built: dict[str, Path]
-) -> None:
-    place = static.folder / str(built["c"].parent / "nowhere/bin").lstrip("/")
-    place.mkdir(parents=True)
-    shutil.copy(static.path(), place)
-    # Without /proc it cannot see whose file it is.
-    command = ["chroot", str(static.folder), f"/{place.relative_to(static.folder)}/cnv-bridge"]
-    env = static.environment(CNVNET_AGENT="off")
-    done = subprocess.run(command, env=env, input=b"{}", capture_output=True, check=False, timeout=60)
-    assert "/cnv-bridge is a launcher and not the plugin's executable: " in json.loads(done.stdout)["msg"]
-
-
-def test_a_root_without_proc_is_left_to_the_executable(static: Launcher) -> None:
-    root = static.folder
-    env = static.environment(CNVNET_RUNDIR="/run")
-    command = ["chroot", str(root), "/cnv-bridge"]
-    with agent(static.socket, responding(GOOD)) as answering:
-        done = subprocess.run(command, env=env, input=b"{}", capture_output=True, check=False)
-        assert "own namespaces in /proc cannot be opened" in json.loads(done.stdout)["msg"]
-        assert answering.received == []
-
-
-def test_inside_another_root_it_sends_that_root(static: Launcher) -> None:
-    root = static.folder
-    (root / "proc").mkdir()
-    env = static.environment(CNVNET_RUNDIR="/run")
-    script = f"mount --bind /proc {root}/proc && exec chroot {root} /cnv-bridge"
-    with agent(static.socket, responding(GOOD)) as answering:
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", script],
-            env=env,
-            input=b"{}",
-            capture_output=True,
-            check=False,
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, GOOD.stdout, GOOD.stderr)
-        [received] = answering.received
-        assert received.leads_to["root"] == where(str(root))
-        assert received.leads_to["mnt"] != where("/proc/self/ns/mnt")
-
-
-def test_nothing_of_the_answer_is_left_open(static: Launcher) -> None:
-    """The executable that runs alone inherits three descriptors and no more."""
-    beside = static.folder / "cnvnet/bin"
-    beside.mkdir(parents=True)
-    (beside / "cnv-bridge").write_text("#!/bin/sh\nls /proc/$$/fd\n")
-    (beside / "cnv-bridge").chmod(0o755)
-    with agent(static.socket, saying(encode_unsupported())):
-        # 10 is the shell's own, its script.
-        assert static.call().stdout.split() == [b"0", b"1", b"10", b"2"]
-
-
-def test_the_agent_is_not_asked_a_second_time_by_the_executable(static: Launcher) -> None:
-    static.put_python_beside()
-    with agent(static.socket, saying(encode_unsupported())) as answering:
-        assert static.call(stdin=CONFIG, env={"CNI_COMMAND": "FOO"}).error()["code"] == 4
-        assert len(answering.received) == 1

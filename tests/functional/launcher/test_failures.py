@@ -1,4 +1,4 @@
-"""An agent that fails in the middle of a call: it is never run a second time, and the runtime is told so."""
+"""An agent that fails in the middle of a call: it is never run a second time, and the error says so."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import json
 import random
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cnvnet.cni.forwarding import (
+from cnvnet.launch.protocol import (
     ANSWER_LIMIT,
-    Unintelligible,
+    MalformedMessage,
     decode_response,
     encode_response,
     encode_unsupported,
     framed,
 )
 from tests.functional.launcher.conftest import CONFIG, GOOD, Called, Launcher, install
-from tests.functional.launcher.standin import Received, agent
+from tests.functional.launcher.fake_agent import Received, agent
 
 pytestmark = pytest.mark.alone
 
@@ -55,9 +56,9 @@ BROKEN: dict[str, bytes] = {
 
 
 @pytest.fixture
-def witness(launcher: Launcher) -> Path:
+def run_log(launcher: Launcher) -> Path:
     """A file that is there once an executable was run in the agent's place."""
-    return launcher.put_witness_beside() if launcher.kind != "python" else launcher.folder / "never"
+    return launcher.put_recorders_beside() if launcher.kind != "python" else launcher.folder / "never"
 
 
 def assert_told_to_try_again(called: Called, launcher: Launcher) -> str:
@@ -73,16 +74,16 @@ def sending(raw: bytes) -> Callable[[Received, socket.socket], bytes]:
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=list(BROKEN))
-def test_a_broken_answer_is_not_made_up_for(launcher: Launcher, witness: Path, raw: bytes) -> None:
+def test_a_broken_answer_is_not_made_up_for(launcher: Launcher, run_log: Path, raw: bytes) -> None:
     with agent(launcher.socket, sending(raw)) as failing:
         assert_told_to_try_again(launcher.call(), launcher)
         assert len(failing.received) == 1
-    assert not witness.exists()
+    assert not run_log.exists()
 
 
 @pytest.mark.parametrize("padding", [0, 10_000_000], ids=["small", "large"])
 def test_an_agent_that_hangs_up_on_a_request_may_have_run_it(
-    launcher: Launcher, witness: Path, padding: int
+    launcher: Launcher, run_log: Path, padding: int
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(launcher.socket))
@@ -101,7 +102,7 @@ def test_an_agent_that_hangs_up_on_a_request_may_have_run_it(
         out = process.stdout.read()
         process.stdout.close()
         assert_told_to_try_again(Called(process.wait(60), out, b""), launcher)
-    assert not witness.exists()
+    assert not run_log.exists()
 
 
 @pytest.mark.parametrize(
@@ -138,31 +139,31 @@ def test_the_error_looks_like_any_other(launcher: Launcher) -> None:
 
 
 def test_an_agent_that_never_answers_is_given_up(c_launcher: Launcher) -> None:
-    witness = c_launcher.put_witness_beside()
+    run_log = c_launcher.put_recorders_beside()
 
     def never(received: Received, connection: socket.socket) -> None:
         connection.recv(1)
 
     with agent(c_launcher.socket, never):
         message = assert_told_to_try_again(c_launcher.call(), c_launcher)
-    assert message.endswith(" was lost before its answer (connection timed out)")
-    assert not witness.exists()
+    assert message.endswith(" was lost before its answer (timed out)")
+    assert not run_log.exists()
 
 
 def test_an_agent_that_never_reads_is_given_up(c_launcher: Launcher) -> None:
-    witness = c_launcher.put_witness_beside()
+    run_log = c_launcher.put_recorders_beside()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(c_launcher.socket))
         listening.listen()
         message = assert_told_to_try_again(
             c_launcher.call(stdin={**CONFIG, "p": "x" * 5_000_000}), c_launcher
         )
-    assert message.endswith(" was lost while the call was sent (connection timed out)")
-    assert not witness.exists()
+    assert message.endswith(" was lost while the call was sent (timed out)")
+    assert not run_log.exists()
 
 
 def test_a_full_backlog_is_waited_for_and_then_given_up(c_launcher: Launcher) -> None:
-    witness = c_launcher.put_witness_beside()
+    run_log = c_launcher.put_recorders_beside()
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
         listening.bind(str(c_launcher.socket))
         listening.listen(0)
@@ -182,7 +183,7 @@ def test_a_full_backlog_is_waited_for_and_then_given_up(c_launcher: Launcher) ->
         with connection:
             connection.sendall(framed(encode_response(GOOD)))
             assert process.communicate(timeout=60)[0] == GOOD.stdout
-    assert not witness.exists()
+    assert not run_log.exists()
 
 
 WHOLE = (
@@ -216,7 +217,7 @@ def damaged(seed: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("seed", range(4))
 def test_no_answer_upsets_it(tmp_path: Path, built: dict[str, Path], seed: int) -> None:
     launcher = install(tmp_path, "asan", built)
-    witness = launcher.put_witness_beside()
+    run_log = launcher.put_recorders_beside()
     answers = damaged(seed)
     sent: list[bytes] = []
 
@@ -227,15 +228,43 @@ def test_no_answer_upsets_it(tmp_path: Path, built: dict[str, Path], seed: int) 
     with agent(launcher.socket, next_one):
         for _ in range(60):
             called = launcher.call()
-            ran = witness.exists()
-            witness.unlink(missing_ok=True)
+            ran = run_log.exists()
+            run_log.unlink(missing_ok=True)
             assert b"Sanitizer" not in called.stderr
             assert b"runtime error" not in called.stderr
             try:
                 expected = decode_response(sent[-1])
-            except Unintelligible:
+            except MalformedMessage:
                 continue  # what the C launcher does not need of an answer it does not judge
-            understood = ran if expected is None else called == Called(*expected)
+            understood = ran if expected is None else called == Called(*expected[:3])
             # Where it is stricter than Python, about escapes, it says so and does nothing.
             refused = not ran and called.code == 1 and b'"code": 11' in called.stdout
             assert understood or (refused and sent[-1] not in WHOLE), (sent[-1], called, ran)
+
+
+# Another user's process, which has got a socket into RUNDIR (argv): it says how many bytes it was sent.
+ALIEN = """
+import os, socket, sys
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+os.setgid(65534), os.setuid(65534)
+listening.listen()
+print("listens", flush=True)
+connection, _ = listening.accept()
+print(len(connection.recv(1)), flush=True)
+"""
+
+
+def test_another_users_socket_is_sent_nothing(launcher: Launcher) -> None:
+    if launcher.kind != "python":
+        launcher.put_python_beside()
+    command = [sys.executable, "-c", ALIEN, str(launcher.socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as alien:
+        assert alien.stdout is not None
+        assert alien.stdout.readline() == "listens\n"
+        called = launcher.call(env={"CNI_COMMAND": "DEL"})
+        assert alien.stdout.readline() == "0\n"
+    assert called.code == 0, called
+    refused = f"{launcher.socket} belongs to a process of user 65534, not of root: it is not asked\n"
+    assert called.stderr.endswith(refused.encode()), called

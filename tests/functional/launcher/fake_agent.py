@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from cnvnet.cni.forwarding import DESCRIPTORS, Call, decode_call, encode_response, framed
 from cnvnet.cni.skel import Response
+from cnvnet.launch.protocol import DESCRIPTORS, ForwardedCall, decode_call, encode_response, framed
 
 
 class Received(NamedTuple):
     """One call, and where its descriptors lead to."""
 
-    call: Call
+    call: ForwardedCall
     document: dict[str, object]
     leads_to: dict[str, tuple[int, int]]
 
@@ -82,7 +82,7 @@ class Agent:
         self._threads[0].start()
 
     def close(self) -> None:
-        # Wakes accept(), which close() would not.
+        # Ends accept(), which close() would not.
         self._listening.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
@@ -111,7 +111,7 @@ class Agent:
                     connection.sendall(answer)
         except (BrokenPipeError, ConnectionResetError):
             pass  # a launcher that has seen enough
-        except BaseException as e:  # noqa: BLE001 -- told to the test by close()
+        except BaseException as e:  # noqa: BLE001 -- close() raises it in the test
             self.errors.append(e)
 
 
