@@ -1,4 +1,4 @@
-"""ARP (RFC 826) and neighbour discovery (RFC 4861) for addresses that nobody behind the tap answers for.
+"""ARP (RFC 826) and neighbour discovery (RFC 4861) for addresses that no host behind the tap answers for.
 
 These are next hops whose MAC address the pod knew from permanent neighbour entries only (AWS VPC CNI's
 169.254.1.1), a DHCP server id outside the guest's subnet, which Windows asks for before it renews, and a
@@ -12,18 +12,22 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from cnvnet.guest import frames
-from cnvnet.guest.frames import Ends, Ignored, Reply
+from cnvnet.guest.frames import Endpoints, Ignored, Reply
 from cnvnet.guest.settings import Settings
+from cnvnet.kernel.addresses import link_local
 
+# ICMPv6 types and options of neighbour discovery (RFC 4861, sections 4.3, 4.4 and 4.6.1).
 SOLICITATION: Final = 135
 ADVERTISEMENT: Final = 136
 SOURCE_LINK: Final = 1
 TARGET_LINK: Final = 2
 
+# RFC 826: hardware and protocol type, their lengths, the operation, then sender and target, MAC and address.
 _ARP: Final = struct.Struct("!HHBBH6s4s6s4s")
-_NOBODY: Final = bytes(4)
+# Flags of an advertisement. A guest drops a router that answers without the first (RFC 4861, section 7.2.5).
 _ROUTER: Final = 0x80
 _SOLICITED: Final = 0x40
+# The group of an address is this prefix and the address's last three bytes (RFC 4291, section 2.7.1).
 _SOLICITED_NODE: Final = bytes.fromhex("ff0200000000000000000001ff")
 
 
@@ -34,7 +38,7 @@ class Neighbours(NamedTuple):
 
 
 def prepare(settings: Settings) -> Neighbours:
-    """Whom to answer for, from checked settings."""
+    """The addresses to answer for, from checked settings."""
     known = {n.address.packed: frames.mac(n.mac) for n in settings.neighbours}
     guest: set[bytes] = set()
     if settings.v4 is not None:
@@ -45,7 +49,7 @@ def prepare(settings: Settings) -> Neighbours:
         guest.add(settings.v6.address.ip.packed)
         router = settings.v6.router
         # The owner of server_mac is a link of the pod, whose kernel answers for the address made from it.
-        own = frames.link_local(frames.mac(settings.server_mac))
+        own = link_local(frames.mac(settings.server_mac)).packed
         if router is not None and settings.v6.router_mac and router.packed != own:
             known.setdefault(router.packed, frames.mac(settings.v6.router_mac))
     return Neighbours({address: mac for address, mac in known.items() if address not in guest})
@@ -64,7 +68,7 @@ def reply(neighbours: Neighbours, frame: bytes) -> Reply:
     if (link, protocol, lengths) != (1, 0x0800, [6, 4]) or not frames.is_station(sender_mac):
         return Reply((), frames.MALFORMED)
     mac = neighbours.known.get(target)
-    # Sender and target alike is an announcement of the guest's, not a question.
+    # Equal sender and target: the guest announces its own address.
     if operation != 1 or mac is None or sender == target:
         return Reply((), "not_ours")
     answer = _ARP.pack(1, 0x0800, 6, 4, 2, mac, target, sender_mac, sender)
@@ -86,14 +90,16 @@ def reply6(neighbours: Neighbours, frame: bytes) -> Reply:
     mac = neighbours.known.get(target)
     if mac is None:
         return Reply((), "not_ours")
-    # A next hop is a router by definition: without R the guest would drop it from its list. Without O, as
-    # proxies have it (section 7.2.8), anybody's own word stands.
+    # A next hop is a router by definition: without the R flag the guest would drop it from its list. No O
+    # flag, as for proxies (section 7.2.8): what the address' owner itself says is not overridden.
     flags = _ROUTER | _SOLICITED
     receiver, link = message.source, message.link_source
     if receiver == frames.UNSPECIFIED6:
         flags, receiver, link = _ROUTER, frames.ALL_NODES, frames.ALL_NODES_MAC
     body = struct.pack("!B3x", flags) + target + bytes((TARGET_LINK, 1)) + mac
-    return Reply((frames.build_icmp6(Ends(mac, link, target, receiver), ADVERTISEMENT, body),), "nd_reply")
+    return Reply(
+        (frames.build_icmp6(Endpoints(mac, link, target, receiver), ADVERTISEMENT, body),), "nd_reply"
+    )
 
 
 def _solicited(message: frames.Icmp6) -> bytes:

@@ -1,7 +1,7 @@
-"""The classic BPF program of one guest: what its services answer gets through, all else costs them nothing.
+"""The classic BPF program of one guest: the kernel drops what its services would not answer.
 
-It is no check: a frame that passes is taken apart by the codecs like any other. What it must not do is to
-hold back a frame that `services.answer` would answer.
+It is no security check: the codecs check a frame that passes like any other. It must pass every frame that
+`services.answer` would answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from cnvnet.guest import arp, dhcp4_message, dhcp6, frames, ra
 from cnvnet.guest.services import Services
 
-# The longest frame that is handed on; one that is longer arrives cut, and the codecs count it as such. No
-# client has as much to say: dhcp4 and dhcp6 take no message of more than 4096 bytes anyway.
+# Bytes: a longer frame arrives cut, and the codecs count it as malformed. No client sends as much, and dhcp4
+# and dhcp6 take no message of more than 4,096 bytes anyway.
 LONGEST_FRAME: Final = 4352
 
 # include/uapi/linux/bpf_common.h and filter.h
@@ -30,12 +30,13 @@ _RETURN: Final = 0x06
 _VLAN_TAG_PRESENT: Final = 0xFFFFF000 + 48  # SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT
 
 _INSTRUCTION: Final = struct.Struct("=HBBI")
-# More next hops than a pod ever has: all questions are let through then, for a program must stay short.
+# From more next hops on (a pod has two or three) all questions pass: the kernel limits a program to 4,096
+# steps.
 _MANY: Final = 32
 
 
 class Instruction(NamedTuple):
-    """One step: an operation on the accumulator, and how many to skip if it is true, or false."""
+    """One step: an operation on the accumulator, and how many steps to skip if it is true, or false."""
 
     code: int
     k: int
@@ -45,6 +46,7 @@ class Instruction(NamedTuple):
 
 Block = list[Instruction]
 ACCEPT: Final = Instruction(_RETURN, LONGEST_FRAME)
+# What a filter returns is how many bytes of the frame the socket gets: 0 is none of it.
 DROP: Final = Instruction(_RETURN, 0)
 
 
@@ -115,10 +117,10 @@ def _dhcp4() -> Block:
 
 def _ipv6(services: Services) -> Block:
     """By the next header, which has to be the last: the codecs answer nothing behind extension headers."""
-    found: Block = []
+    steps: Block = []
     if services.dhcp6 is not None:
         port = [Instruction(_LOAD_HALF, 56), *_when(dhcp6.PORT, [ACCEPT]), DROP]
-        found += _when(frames.PROTOCOL_UDP, port)
+        steps += _when(frames.PROTOCOL_UDP, port)
     messages: Block = []
     if services.ra is not None:
         messages += _when(ra.SOLICITATION, [ACCEPT])
@@ -127,5 +129,5 @@ def _ipv6(services: Services) -> Block:
         words = [[address[at : at + 4] for at in range(0, 16, 4)] for address in asked]
         messages += _when(arp.SOLICITATION, [*_about(words, 62), DROP])
     if messages:
-        found += _when(frames.PROTOCOL_ICMP6, [Instruction(_LOAD_BYTE, 54), *messages, DROP])
-    return found
+        steps += _when(frames.PROTOCOL_ICMP6, [Instruction(_LOAD_BYTE, 54), *messages, DROP])
+    return steps

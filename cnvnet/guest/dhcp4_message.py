@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 
 from cnvnet.guest import frames
 from cnvnet.guest.frames import Ignored
-from cnvnet.guest.settings import Route
+from cnvnet.guest.settings import GuestRoute
 
 PORT: Final = 67
 CLIENT_PORT: Final = 68
 
-# RFC 2132 unless told otherwise.
+# RFC 2132 unless a comment names another one.
 MASK: Final = 1
 ROUTER: Final = 3
 NAMESERVERS: Final = 6
@@ -40,6 +40,7 @@ SEARCH: Final = 119  # RFC 3397
 ROUTES: Final = 121  # RFC 3442
 MS_ROUTES: Final = 249  # MS-DHCPE 2.2.8: the same bytes under the number Windows used first
 
+# Values of option 53, the message type (RFC 2132, section 9.6).
 DISCOVER: Final = 1
 OFFER: Final = 2
 REQUEST: Final = 3
@@ -56,18 +57,22 @@ LEAST_DATAGRAM: Final = 576
 _LEAST_MESSAGE: Final = 300
 # What every message has besides options: IP and UDP headers, the fixed fields, the cookie.
 OVERHEAD: Final = 20 + 8 + 240
-# No client has this much to say. It bounds the work a guest can cause with one frame.
+# Bytes: no client sends as much. It bounds the work that a guest can cause with one frame.
 _LARGEST_MESSAGE: Final = 4096
 
-NOBODY: Final = bytes(4)
-EVERYBODY: Final = b"\xff" * 4
+UNSPECIFIED: Final = bytes(4)  # 0.0.0.0
+LIMITED_BROADCAST: Final = b"\xff" * 4
+# 99.130.83.99: what follows are options of DHCP, and no vendor's area of plain BOOTP (RFC 2131, section 3).
 _COOKIE: Final = b"\x63\x82\x53\x63"
+# RFC 2131, section 2: op to hops, xid, secs, flags, four addresses, and chaddr with the MAC in 6 of its 16
+# bytes. `sname` (64 bytes) and `file` (128) follow.
 _HEADER: Final = struct.Struct("!BBBB4sHH4s4s4s4s6s10x")
 _END: Final = b"\xff"
+# Options of one length only: another one makes the message malformed.
 _LENGTHS: Final = {REQUESTED_ADDRESS: 4, OVERLOAD: 1, TYPE: 1, SERVER: 4, MAX_SIZE: 2}
 
 
-class Message(NamedTuple):
+class Dhcp4Message(NamedTuple):
     """A client's message as far as a server needs it."""
 
     xid: bytes
@@ -99,12 +104,12 @@ class Layout(NamedTuple):
 class Addresses(NamedTuple):
     """The address fields of an answer besides the relay's."""
 
-    client: bytes = NOBODY
-    yours: bytes = NOBODY
-    next_server: bytes = NOBODY
+    client: bytes = UNSPECIFIED
+    yours: bytes = UNSPECIFIED
+    next_server: bytes = UNSPECIFIED
 
 
-def build(message: Message, flags: int, addresses: Addresses, layout: Layout) -> bytes:
+def build(message: Dhcp4Message, flags: int, addresses: Addresses, layout: Layout) -> bytes:
     """The answer to `message`, ready for UDP."""
     header = _HEADER.pack(2, 1, 6, 0, message.xid, 0, flags, *addresses, message.relay, message.hardware)
     fields = layout.name.ljust(64, b"\0") + layout.file.ljust(128, b"\0")
@@ -117,17 +122,17 @@ def option(code: int, value: bytes) -> bytes:
     return b"".join(bytes((code, len(piece))) + piece for piece in pieces)
 
 
-def encode_routes(routes: Iterable[Route]) -> bytes:
+def encode_routes(routes: Iterable[GuestRoute]) -> bytes:
     """Routes as RFC 3442 has them: prefix length, the bytes of the destination that count, gateway."""
     data = b""
     for destination, gateway in routes:
         length = destination.prefixlen
         significant = destination.network_address.packed[: (length + 7) // 8]
-        data += bytes((length,)) + significant + (gateway.packed if gateway else NOBODY)
+        data += bytes((length,)) + significant + (gateway.packed if gateway else UNSPECIFIED)
     return data
 
 
-def parse(payload: bytes) -> Message:
+def parse(payload: bytes) -> Dhcp4Message:
     """A client's message. Ignored when it is none."""
     if len(payload) > _LARGEST_MESSAGE:
         raise Ignored("oversized")
@@ -135,7 +140,7 @@ def parse(payload: bytes) -> Message:
         raise Ignored
     op, link, length, _, xid, _, flags, client, _, _, relay, hardware = _HEADER.unpack_from(payload)
     if op != 1:
-        raise Ignored("ignored_type")  # the guest runs a server of its own
+        raise Ignored("ignored_type")  # an answer: the guest itself runs a server
     if (
         link != 1
         or length != 6
@@ -152,17 +157,18 @@ def parse(payload: bytes) -> Message:
     kind = options[TYPE][0]
     if kind not in FROM_CLIENT:
         raise Ignored("ignored_type")
-    return Message(xid, flags, client, relay, hardware, kind, options)
+    return Dhcp4Message(xid, flags, client, relay, hardware, kind, options)
 
 
 def is_host(address: bytes) -> bool:
     """Whether an address of the header is one of a host's, or all zero for none."""
-    return address == NOBODY or (0 < address[0] < 224 and address[0] != 127)
+    return address == UNSPECIFIED or (0 < address[0] < 224 and address[0] != 127)
 
 
 def _parse_options(payload: bytes) -> dict[int, bytes]:
     """The options by number. Those given several times are joined, over all three places (RFC 3396)."""
     options: dict[int, bytes] = {}
+    # The cookie ends at 240. Option 52 says that `file` (1), `sname` (2) or both (3) have more options.
     _read_options(payload, 240, len(payload), options)
     if OVERLOAD in options:
         where = options[OVERLOAD][0] if len(options[OVERLOAD]) == 1 else 0
@@ -201,7 +207,7 @@ def lay_out(first: bytes, chosen: list[Forms], last: bytes, space: int, text: La
     gets by with one of them, in the room that all others have left.
     """
     if len(first) + len(last) + 4 > space:
-        last = b""  # what the guest gets goes before an echo
+        last = b""  # the options of the lease matter more than an echo
     together = b"".join(forms[0] for forms in chosen)
     if len(first) + len(together) + len(last) + 1 <= space:
         return text._replace(options=first + together + last + _END)

@@ -1,7 +1,7 @@
 """DHCPv6 for one guest that always gets the same address (RFC 8415, RFC 3646, RFC 4704, RFC 5908).
 
-The one address appropriate for the guest's link is the guest's own: a client that asks for another is told
-so.
+The guest's own address is the only one that is appropriate for its link: a client that asks for another one
+gets NotOnLink.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final, NamedTuple
 
 from cnvnet.guest import domains, frames
-from cnvnet.guest.frames import Datagram, Ends, Ignored, Reply
+from cnvnet.guest.frames import Datagram, Endpoints, Ignored, Reply
 from cnvnet.guest.settings import FOREVER, Settings
+from cnvnet.kernel.addresses import link_local
 
 PORT: Final = 547
 CLIENT_PORT: Final = 546
+# ff02::1:2, All_DHCP_Relay_Agents_and_Servers (RFC 8415, section 7.1).
 ALL_SERVERS: Final = bytes.fromhex("ff020000000000000000000000010002")
 
+# Message types (RFC 8415, section 7.3).
 SOLICIT: Final = 1
 ADVERTISE: Final = 2
 REQUEST: Final = 3
@@ -30,7 +33,7 @@ DECLINE: Final = 9
 INFORMATION: Final = 11
 RELAY_FORWARD: Final = 12
 
-# RFC 8415, section 21, unless told otherwise.
+# RFC 8415, section 21, unless a comment names another one.
 CLIENT: Final = 1
 SERVER: Final = 2
 IA_NA: Final = 3
@@ -48,6 +51,7 @@ REFRESH: Final = 32
 FQDN: Final = 39  # RFC 4704
 NTP: Final = 56  # RFC 5908
 
+# Status codes (RFC 8415, section 21.13).
 SUCCESS: Final = 0
 NO_ADDRESS: Final = 2
 NO_BINDING: Final = 3
@@ -60,7 +64,8 @@ _WITH_SERVER: Final = frozenset((REQUEST, RENEW, RELEASE, DECLINE))
 _WITHOUT_SERVER: Final = frozenset((SOLICIT, CONFIRM, REBIND))
 _ASSIGNING: Final = frozenset((SOLICIT, REQUEST, RENEW, REBIND))
 
-# Bounds on the work one frame can cause; no client says as much, and section 11.1 ends a DUID at 130 bytes.
+# Bytes: they bound the work that one frame can cause. No client sends as much, and section 11.1 ends a DUID
+# at 130 bytes.
 _LARGEST_MESSAGE: Final = 4096
 _LARGEST_DUID: Final = 130
 _REFRESH_SECONDS: Final = 86400  # IRT_DEFAULT
@@ -70,10 +75,8 @@ _OVERHEAD: Final = 40 + 8 + 4
 _OPTION: Final = struct.Struct("!HH")
 
 
-class Offer(NamedTuple):
-    """What a guest gets, encoded. `options` holds whole options by number, ready to be sent, and `search`
-    the names of the search list.
-    """
+class Dhcp6Offer(NamedTuple):
+    """What a guest gets, encoded; addresses are packed."""
 
     guest_mac: bytes  # b"": any
     server_mac: bytes
@@ -81,13 +84,13 @@ class Offer(NamedTuple):
     duid: bytes
     address: bytes
     lifetime: int
-    options: dict[int, bytes]
-    search: tuple[bytes, ...]
+    options: dict[int, bytes]  # whole options by number, ready to be sent
+    search: tuple[bytes, ...]  # the names of the search list
     fqdn: bytes
-    limit: int
+    limit: int  # bytes of the largest IPv6 packet
 
 
-class Message(NamedTuple):
+class Dhcp6Message(NamedTuple):
     """A client's message. `associations` are its IA options in their order, as (code, value)."""
 
     type: int
@@ -102,7 +105,7 @@ def option(code: int, value: bytes) -> bytes:
     return _OPTION.pack(code, len(value)) + value
 
 
-def prepare(settings: Settings) -> Offer | None:
+def prepare(settings: Settings) -> Dhcp6Offer | None:
     """The offer for checked settings; None for a guest without IPv6."""
     if settings.v6 is None:
         return None
@@ -114,17 +117,17 @@ def prepare(settings: Settings) -> Offer | None:
     nameservers = b"".join(a.packed for a in settings.nameservers if isinstance(a, IPv6Address))
     options = {NAMESERVERS: option(NAMESERVERS, nameservers)} if nameservers else {}
     options.update(_time_options(settings.ntp_servers))
-    return Offer(
+    return Dhcp6Offer(
         guest_mac=frames.mac(settings.guest_mac) if settings.guest_mac else b"",
         server_mac=mac,
-        server=frames.link_local(mac),
+        server=link_local(mac).packed,
         duid=b"\0\x03\0\x01" + mac,  # DUID-LL: the same on every node that serves from the same MAC address
         address=settings.v6.address.ip.packed,
         lifetime=settings.lease_seconds,
         options=options,
         search=tuple(map(domains.encode, settings.search)),
         fqdn=domains.encode(name) if name and len(name) < 254 else b"",
-        limit=settings.mtu,
+        limit=settings.ipv6_mtu,
     )
 
 
@@ -135,6 +138,7 @@ def _time_options(servers: tuple[str, ...]) -> dict[int, bytes]:
         try:
             address = ip_address(server)
         except ValueError:
+            # Suboptions of the NTP option: 1 is a server's address, 3 a server's name.
             source = option(3, domains.encode(server))
         else:
             if not isinstance(address, IPv6Address):
@@ -147,7 +151,7 @@ def _time_options(servers: tuple[str, ...]) -> dict[int, bytes]:
     return options
 
 
-def reply(offer: Offer, frame: bytes) -> Reply:
+def reply(offer: Dhcp6Offer, frame: bytes) -> Reply:
     """The answer to one frame.
 
     Events: advertise, reply, rapid_reply, confirm, release, decline, information, use_multicast; not
@@ -159,6 +163,7 @@ def reply(offer: Offer, frame: bytes) -> Reply:
             return Reply((), frames.OTHER_TRAFFIC)
         if offer.guest_mac and datagram.link_source != offer.guest_mac:
             raise Ignored("other_client")
+        # No answer could be sent to it.
         if datagram.source == frames.UNSPECIFIED6:
             raise Ignored
         if datagram.destination not in (ALL_SERVERS, offer.server):
@@ -171,11 +176,11 @@ def reply(offer: Offer, frame: bytes) -> Reply:
     payload = bytes((kind,)) + message.transaction + body
     if len(body) + _OVERHEAD > offer.limit:
         return Reply((), "oversized")
-    ends = Ends(offer.server_mac, datagram.link_source, offer.server, datagram.source)
+    ends = Endpoints(offer.server_mac, datagram.link_source, offer.server, datagram.source)
     return Reply((frames.build_udp6(ends, PORT, CLIENT_PORT, payload),), event)
 
 
-def parse(payload: bytes) -> Message:
+def parse(payload: bytes) -> Dhcp6Message:
     """A client's message. Ignored when it is none."""
     if len(payload) > _LARGEST_MESSAGE:
         raise Ignored("oversized")
@@ -184,12 +189,14 @@ def parse(payload: bytes) -> Message:
     kind = payload[0]
     if kind == RELAY_FORWARD:
         raise Ignored("ignored_relay")
+    # 10 is a reconfiguration: as the two before it, a message that only servers send.
     if not (SOLICIT <= kind <= INFORMATION) or kind in (ADVERTISE, REPLY, 10):
         raise Ignored("ignored_type")
     options: dict[int, bytes] = {}
     associations: list[tuple[int, bytes]] = []
     for code, value in _options(payload, 4):
         if code in (IA_NA, IA_TA, IA_PD):
+            # An IAID of four bytes, then T1 and T2, which an association of temporary addresses has not.
             if len(value) < (4 if code == IA_TA else 12):
                 raise Ignored
             associations.append((code, value))
@@ -197,18 +204,19 @@ def parse(payload: bytes) -> Message:
             options[code] = value
         elif code in (CLIENT, SERVER):
             raise Ignored  # two identities
+    # A DUID is a type of two bytes and something behind it.
     if not all(3 <= len(options[code]) <= _LARGEST_DUID for code in (CLIENT, SERVER) if code in options):
         raise Ignored
     wanted = options.get(WANTED, b"")
     if len(wanted) % 2:
         raise Ignored
     codes = frozenset(struct.unpack(f"!{len(wanted) // 2}H", wanted))
-    return Message(kind, payload[1:4], options, tuple(associations), codes)
+    return Dhcp6Message(kind, payload[1:4], options, tuple(associations), codes)
 
 
 def _options(data: bytes, offset: int) -> list[tuple[int, bytes]]:
     """The options behind `offset` as (code, value)."""
-    found: list[tuple[int, bytes]] = []
+    options: list[tuple[int, bytes]] = []
     end = len(data)
     while offset < end:
         if offset + 4 > end:
@@ -217,11 +225,11 @@ def _options(data: bytes, offset: int) -> list[tuple[int, bytes]]:
         offset += 4 + length
         if offset > end:
             raise Ignored
-        found.append((code, data[offset - length : offset]))
-    return found
+        options.append((code, data[offset - length : offset]))
+    return options
 
 
-def _refuse_invalid(offer: Offer, message: Message) -> None:
+def _refuse_invalid(offer: Dhcp6Offer, message: Dhcp6Message) -> None:
     """Ignore what section 16 says must be discarded."""
     kind = message.type
     server = message.options.get(SERVER)
@@ -235,14 +243,14 @@ def _refuse_invalid(offer: Offer, message: Message) -> None:
         raise Ignored("other_server")
 
 
-def _answer(offer: Offer, datagram: Datagram, message: Message) -> tuple[int, bytes, str]:
+def _answer(offer: Dhcp6Offer, datagram: Datagram, message: Dhcp6Message) -> tuple[int, bytes, str]:
     """The type and the body of the answer, and the event."""
     head = option(SERVER, offer.duid)
     if CLIENT in message.options:
         head += option(CLIENT, message.options[CLIENT])
     kind = message.type
     if datagram.destination != ALL_SERVERS:
-        # We never give a server unicast option, so nobody may come this way (section 16 and 18.3).
+        # No answer has the server unicast option, so no client may send this way (sections 16 and 18.3).
         if kind not in _WITH_SERVER:
             raise Ignored
         return REPLY, head + _status(USE_MULTICAST), "use_multicast"
@@ -268,13 +276,14 @@ def _status(code: int) -> bytes:
 
 def _addresses(code: int, value: bytes) -> list[bytes]:
     """The addresses in an IA_NA or IA_TA."""
-    found = [item for kind, item in _options(value, 4 if code == IA_TA else 12) if kind == ADDRESS]
-    if not all(len(item) >= 24 for item in found):
+    items = [item for kind, item in _options(value, 4 if code == IA_TA else 12) if kind == ADDRESS]
+    # The address, its preferred and its valid lifetime: 16, 4 and 4 bytes (section 21.6).
+    if not all(len(item) >= 24 for item in items):
         raise Ignored
-    return [item[:16] for item in found]
+    return [item[:16] for item in items]
 
 
-def _leases(offer: Offer, message: Message) -> bytes:
+def _leases(offer: Dhcp6Offer, message: Dhcp6Message) -> bytes:
     """An answer to each IA: the guest's address for the first IA_NA, and a reason why not for any other."""
     data = b""
     given = False
@@ -293,7 +302,7 @@ def _refused(code: int, value: bytes, status: int) -> bytes:
     return option(code, value[:4] + times + _status(status))
 
 
-def _lease(offer: Offer, message: Message, value: bytes) -> bytes:
+def _lease(offer: Dhcp6Offer, message: Dhcp6Message, value: bytes) -> bytes:
     """The one IA_NA that gets the address."""
     # BusyBox's client that has given its address back asks for "::" from then on, with Request too.
     theirs = (offer.address, frames.UNSPECIFIED6)
@@ -315,7 +324,7 @@ def renewal_times(lifetime: int) -> tuple[int, int]:
     return lifetime // 2, lifetime * 4 // 5
 
 
-def _confirmation(offer: Offer, message: Message) -> bytes:
+def _confirmation(offer: Dhcp6Offer, message: Dhcp6Message) -> bytes:
     """Whether the client can keep all its addresses. Without any there is no answer (section 18.3.3)."""
     addresses = [a for code, value in message.associations if code != IA_PD for a in _addresses(code, value)]
     if not addresses:
@@ -323,8 +332,8 @@ def _confirmation(offer: Offer, message: Message) -> bytes:
     return _status(SUCCESS if all(a == offer.address for a in addresses) else NOT_ON_LINK)
 
 
-def _given_back(offer: Offer, message: Message) -> bytes:
-    """Success, and NoBinding for each IA that was never ours (sections 18.3.7 and 18.3.8)."""
+def _given_back(offer: Dhcp6Offer, message: Dhcp6Message) -> bytes:
+    """Success, and NoBinding for each IA that this server has not given (sections 18.3.7 and 18.3.8)."""
     data = _status(SUCCESS)
     for code, value in message.associations:
         if code != IA_NA or any(address != offer.address for address in _addresses(code, value)):
@@ -332,15 +341,18 @@ def _given_back(offer: Offer, message: Message) -> bytes:
     return data
 
 
-def _configured(offer: Offer, message: Message, body: bytes) -> bytes:
-    """An answer with the other options behind it: those asked for, or DNS for a client that does not say
-    what it wants, as far as a packet has room. The address goes before any of them.
+def _configured(offer: Dhcp6Offer, message: Dhcp6Message, body: bytes) -> bytes:
+    """An answer with the other options behind it, as far as a packet has room.
+
+    They are those asked for, or DNS for a client that does not say what it wants. The address goes before
+    any of them.
     """
     wanted = message.wanted if WANTED in message.options else (NAMESERVERS, SEARCH)
     chosen = [encoded for code, encoded in offer.options.items() if code in wanted]
     theirs = message.options.get(FQDN)
     if theirs and offer.fqdn and FQDN in wanted and message.type in _ASSIGNING:
-        # We make no DNS updates (N), and say so when the client wished we did (O): RFC 4704, section 6.
+        # The server makes no DNS updates (N), and says so to a client that asked for them (O): RFC 4704,
+        # section 6.
         chosen.append(option(FQDN, bytes((4 | (2 if theirs[0] & 1 else 0),)) + offer.fqdn))
     room = offer.limit - _OVERHEAD
     for encoded in chosen:
@@ -349,7 +361,7 @@ def _configured(offer: Offer, message: Message, body: bytes) -> bytes:
     return body + _search(offer, room - len(body)) if SEARCH in wanted else body
 
 
-def _search(offer: Offer, room: int) -> bytes:
+def _search(offer: Dhcp6Offer, room: int) -> bytes:
     """The search list as far as it fits into `room` bytes: a resolver tries the first names first."""
     data = b""
     for name in offer.search:

@@ -41,17 +41,6 @@ def main_domain(search: Iterable[str]) -> str:
     return max(search, key=len, default="")
 
 
-def with_subdomain(search: tuple[str, ...], subdomain: str) -> tuple[str, ...]:
-    """`search` with a pod's own subdomain in front, as KubeVirt puts it there.
-
-    A VM with `spec.subdomain` finds its peers under <subdomain>.<namespace>.svc.<cluster domain>.
-    """
-    services = main_domain(name for name in search if ".svc." in name)
-    if not subdomain or not services or services.startswith(f"{subdomain}."):
-        return search
-    return cleaned_list((f"{subdomain}.{services}", *search))
-
-
 def encode(name: str) -> bytes:
     """One cleaned name as labels with the closing zero."""
     return _labels(name.split(".")) + b"\0"

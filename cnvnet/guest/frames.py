@@ -1,7 +1,7 @@
-"""Ethernet, IPv4, IPv6, UDP and ICMPv6 headers: taken apart with every check a host makes, and put together.
+"""Ethernet, IPv4, IPv6, UDP and ICMPv6 headers: decoded with every check that a host makes, and encoded.
 
-A frame comes from a guest, so nothing in it is believed. Functions that take one apart return None for
-traffic of another kind and raise `Ignored` for traffic of their kind that must not be answered.
+A frame comes from a guest, so every field is checked. Functions that decode one return None for traffic of
+another kind and raise `Ignored` for traffic of their kind that must not be answered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ PROTOCOL_UDP: Final = 17
 PROTOCOL_ICMP6: Final = 58
 
 BROADCAST_MAC: Final = b"\xff" * 6
+# ff02::1, and the MAC that IPv6 multicast makes of it: 33:33 and the address's last four bytes (RFC 2464).
 ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
 ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 UNSPECIFIED6: Final = bytes(16)
@@ -81,17 +82,12 @@ def is_station(address: bytes) -> bool:
     return not address[0] & 1 and address != b"\0\0\0\0\0\0"
 
 
-def link_local(address: bytes) -> bytes:
-    """The packed fe80:: address a MAC address leads to (RFC 4291, appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes((address[0] ^ 2,)) + address[1:3] + b"\xff\xfe" + address[3:]
-
-
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071) of `data`.
 
     A sum of 16-bit words with the carries added is the remainder of the whole number divided by 65535, which
-    Python computes many times faster than a loop. Only a remainder of 0 is two-faced: it stands for 0xffff,
-    unless all is zero.
+    Python computes many times faster than a loop. Only a remainder of 0 has two meanings: it stands for
+    0xffff, unless all bytes are zero.
     """
     number = int.from_bytes(data if len(data) % 2 == 0 else data + b"\0", "big")
     return 0xFFFF - (number % 0xFFFF or (0xFFFF if number else 0))
@@ -105,8 +101,8 @@ def _pseudo(source: bytes, destination: bytes, protocol: int, length: int) -> by
 def _sound(pseudo: bytes, data: bytes, field: int) -> bool:
     """Whether a checksum is right, or still is the pseudo header's sum alone.
 
-    The latter is what a packet socket on the tap shows when the guest leaves checksums to its virtio card:
-    nobody has filled it in, and nobody will before we answer.
+    The latter is what a packet socket on the tap shows when the guest leaves checksums to its virtio card,
+    which fills them in only when the frame leaves the node.
     """
     return not checksum(pseudo + data) or field == 0xFFFF - checksum(pseudo)
 
@@ -126,7 +122,7 @@ def udp4(frame: bytes, port: int) -> Datagram | None:
         raise Ignored
     first, _, total, _, fragment, _, protocol, _, source, destination = _IPV4.unpack_from(frame, 14)
     if protocol != PROTOCOL_UDP or fragment & 0x1FFF:
-        return None  # a later fragment has no ports: it is nobody's we know
+        return None  # a later fragment has no ports: it cannot be for a service
     start = 14 + (first & 15) * 4
     end = 14 + total
     if first >> 4 != 4 or start < 34 or not start + 8 <= end <= len(frame):
@@ -150,8 +146,8 @@ def _ipv6(frame: bytes, protocol: int) -> tuple[bytes, bytes, int, bytes] | None
         return None
     if len(frame) < 54:
         raise Ignored
-    first, length, found, hops, source, destination = _IPV6.unpack_from(frame, 14)
-    if found != protocol:
+    first, length, next_header, hops, source, destination = _IPV6.unpack_from(frame, 14)
+    if next_header != protocol:
         return None
     if first >> 28 != 6 or not 4 <= length <= len(frame) - 54 or source[0] == 0xFF:
         raise Ignored
@@ -206,7 +202,7 @@ def neighbour_options(body: bytes, offset: int) -> dict[int, bytes]:
     return options
 
 
-class Ends(NamedTuple):
+class Endpoints(NamedTuple):
     """From where to where a datagram goes: link addresses, then packed network addresses."""
 
     link_source: bytes
@@ -215,7 +211,7 @@ class Ends(NamedTuple):
     destination: bytes
 
 
-def _udp(ends: Ends, source_port: int, destination_port: int, payload: bytes) -> bytes:
+def _udp(ends: Endpoints, source_port: int, destination_port: int, payload: bytes) -> bytes:
     length = 8 + len(payload)
     pseudo = _pseudo(ends.source, ends.destination, PROTOCOL_UDP, length)
     # A computed zero is sent as all ones, for zero means "no checksum" (RFC 768).
@@ -223,7 +219,7 @@ def _udp(ends: Ends, source_port: int, destination_port: int, payload: bytes) ->
     return _UDP.pack(source_port, destination_port, length, field) + payload
 
 
-def build_udp4(ends: Ends, source_port: int, destination_port: int, payload: bytes) -> bytes:
+def build_udp4(ends: Endpoints, source_port: int, destination_port: int, payload: bytes) -> bytes:
     """A whole frame with one unfragmented IPv4 datagram."""
     data = _udp(ends, source_port, destination_port, payload)
     fields = (0x45, 0, 20 + len(data), 0, 0, 64, PROTOCOL_UDP)
@@ -232,17 +228,17 @@ def build_udp4(ends: Ends, source_port: int, destination_port: int, payload: byt
     return ends.link_destination + ends.link_source + ETHERTYPE_IPV4 + header + data
 
 
-def _build_ipv6(ends: Ends, protocol: int, hop_limit: int, data: bytes) -> bytes:
+def _build_ipv6(ends: Endpoints, protocol: int, hop_limit: int, data: bytes) -> bytes:
     header = _IPV6.pack(6 << 28, len(data), protocol, hop_limit, ends.source, ends.destination)
     return ends.link_destination + ends.link_source + ETHERTYPE_IPV6 + header + data
 
 
-def build_udp6(ends: Ends, source_port: int, destination_port: int, payload: bytes) -> bytes:
+def build_udp6(ends: Endpoints, source_port: int, destination_port: int, payload: bytes) -> bytes:
     """A whole frame with one IPv6 datagram."""
     return _build_ipv6(ends, PROTOCOL_UDP, 64, _udp(ends, source_port, destination_port, payload))
 
 
-def build_icmp6(ends: Ends, kind: int, body: bytes) -> bytes:
+def build_icmp6(ends: Endpoints, kind: int, body: bytes) -> bytes:
     """A whole frame with one ICMPv6 message of code 0; hop limit 255, as all of ND has it (RFC 4861)."""
     pseudo = _pseudo(ends.source, ends.destination, PROTOCOL_ICMP6, 4 + len(body))
     field = checksum(pseudo + _ICMP6.pack(kind, 0, 0) + body)

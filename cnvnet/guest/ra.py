@@ -11,28 +11,31 @@ from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 from cnvnet.guest import domains, frames
-from cnvnet.guest.frames import Ends, Ignored, Reply
+from cnvnet.guest.frames import Endpoints, Ignored, Reply
 from cnvnet.guest.settings import V6, Settings
 
+# ICMPv6 types (RFC 4861, sections 4.1 and 4.2), then the options of an advertisement (section 4.6).
 SOLICITATION: Final = 133
 ADVERTISEMENT: Final = 134
-ALL_ROUTERS: Final = bytes.fromhex("ff020000000000000000000000000002")
 
 SOURCE_LINK: Final = 1
 PREFIX: Final = 3
 MTU: Final = 5
 ROUTE: Final = 24  # RFC 4191
+# RFC 8106, sections 5.1 and 5.2.
 NAMESERVERS: Final = 25
 SEARCH: Final = 31
 
-# The longest there is (RFC 8319): the guest keeps its router for 18 hours while nobody advertises it.
+# Seconds, the most there are (RFC 8319): the guest keeps its router for 18 hours without an advertisement.
 _LIFETIME: Final = 65535
+# Both flags: the guest asks by DHCPv6 for its address and for the rest (RFC 4861, section 4.2).
 _MANAGED_AND_OTHER: Final = 0xC0
+# What the guest puts into its own packets; Linux' own default (net.ipv6.conf.*.hop_limit).
 _HOP_LIMIT: Final = 64
 
 
-class Offer(NamedTuple):
-    """One guest's router and its advertisement, encoded but for the checksum, which knows the receiver.
+class RaOffer(NamedTuple):
+    """One guest's router and its advertisement, encoded but for the checksum, which depends on the receiver.
 
     `mac` is the sender's: the router's, or ours where the guest has to ask the router for it.
     """
@@ -42,7 +45,7 @@ class Offer(NamedTuple):
     body: bytes
 
 
-def prepare(settings: Settings) -> Offer | None:
+def prepare(settings: Settings) -> RaOffer | None:
     """The advertisement for checked settings; None for a guest without IPv6."""
     v6 = settings.v6
     if v6 is None or v6.router is None:
@@ -52,14 +55,14 @@ def prepare(settings: Settings) -> Offer | None:
     body = struct.pack("!BBHII", _HOP_LIMIT, _MANAGED_AND_OTHER, lifetime, 0, 0)
     if v6.router_mac:
         body += _option(SOURCE_LINK, mac)
-    body += _option(MTU, struct.pack("!HI", 0, settings.mtu))
-    # No address hangs on it: a short lease must not take the link away between two advertisements.
+    body += _option(MTU, struct.pack("!HI", 0, settings.ipv6_mtu))
+    # No address depends on it: the prefix of a short lease must stay on-link between two advertisements.
     body += _prefix(v6, max(settings.lease_seconds, _LIFETIME)) + _routes(v6)
     servers = [a.packed for a in settings.nameservers if isinstance(a, IPv6Address)]
     if servers:
         body += _option(NAMESERVERS, struct.pack("!HI", 0, _LIFETIME) + b"".join(servers[:8]))
-    room = settings.mtu - 40 - 4 - len(body)
-    return Offer(mac, v6.router.packed, body + _search(settings.search, room))
+    room = settings.ipv6_mtu - 40 - 4 - len(body)
+    return RaOffer(mac, v6.router.packed, body + _search(settings.search, room))
 
 
 def _option(kind: int, value: bytes) -> bytes:
@@ -96,13 +99,13 @@ def _search(names: tuple[str, ...], room: int) -> bytes:
     return b""
 
 
-def advertise(offer: Offer) -> bytes:
+def advertise(offer: RaOffer) -> bytes:
     """The unsolicited advertisement to all nodes: at the start, and then every few minutes."""
-    ends = Ends(offer.mac, frames.ALL_NODES_MAC, offer.router, frames.ALL_NODES)
+    ends = Endpoints(offer.mac, frames.ALL_NODES_MAC, offer.router, frames.ALL_NODES)
     return frames.build_icmp6(ends, ADVERTISEMENT, offer.body)
 
 
-def reply(offer: Offer, frame: bytes) -> Reply:
+def reply(offer: RaOffer, frame: bytes) -> Reply:
     """The answer to a router solicitation.
 
     Events: advertisement; not answered: other_traffic, malformed.
@@ -123,5 +126,5 @@ def reply(offer: Offer, frame: bytes) -> Reply:
             if SOURCE_LINK in options
             else Reply((advertise(offer),), "advertisement")
         )
-    ends = Ends(offer.mac, message.link_source, offer.router, message.source)
+    ends = Endpoints(offer.mac, message.link_source, offer.router, message.source)
     return Reply((frames.build_icmp6(ends, ADVERTISEMENT, offer.body),), "advertisement")

@@ -1,4 +1,8 @@
-"""The pod's resolv.conf, read for a guest: nothing in it may keep a virtual machine from starting."""
+"""The pod's resolv.conf, read for a guest: nothing in it may keep a virtual machine from starting.
+
+static-ip reads the file that `ipam.resolvConf` names as host-local does (cnvnet.ipam.static_ip.config): as
+written, for a result. Here it is untrusted, and a guest gets what is valid.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ _MOST_SERVERS: Final = 16
 
 
 class ResolvConf(NamedTuple):
-    """What a guest can use of it: odd entries are gone."""
+    """What a guest can use of it, without malformed entries."""
 
     nameservers: tuple[IPv4Address | IPv6Address, ...]
     search: tuple[str, ...]
@@ -41,15 +45,15 @@ def parse(text: str) -> ResolvConf:
 
 def usable(servers: Iterable[str]) -> tuple[IPv4Address | IPv6Address, ...]:
     """The first addresses among `servers` that a guest can reach from its own network stack, each once."""
-    found: dict[IPv4Address | IPv6Address, None] = {}
+    addresses: dict[IPv4Address | IPv6Address, None] = {}
     for server in servers:
         try:
             address = ip_address(server)
         except ValueError:
             continue  # a name, or nonsense
         if reachable(address):
-            found[address] = None
-    return tuple(found)[:_MOST_SERVERS]
+            addresses[address] = None
+    return tuple(addresses)[:_MOST_SERVERS]
 
 
 def reachable(address: IPv4Address | IPv6Address) -> bool:

@@ -1,4 +1,4 @@
-"""All services of one guest together: what the packet loop prepares once and then asks about each frame."""
+"""All services of one guest: the packet loop prepares them once, and then passes each frame to them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cnvnet.guest.settings import Settings, checked
 class Services(NamedTuple):
     """One guest's prepared answers; None where the guest does not have that family."""
 
-    dhcp4: dhcp4.Offer | None
-    dhcp6: dhcp6.Offer | None
-    ra: ra.Offer | None
+    dhcp4: dhcp4.Dhcp4Offer | None
+    dhcp6: dhcp6.Dhcp6Offer | None
+    ra: ra.RaOffer | None
     neighbours: arp.Neighbours
 
 
-class Answer(NamedTuple):
+class FrameAnswer(NamedTuple):
     """What one frame leads to: the service concerned, its counter that goes up, frames for the same tap."""
 
     service: str
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 # No service is concerned: the guest's ordinary traffic.
-PASSED = Answer("none", frames.OTHER_TRAFFIC, ())
+PASSED = FrameAnswer("none", frames.OTHER_TRAFFIC, ())
 
 
 def prepare(settings: Settings) -> Services:
@@ -37,7 +37,7 @@ def prepare(settings: Settings) -> Services:
     )
 
 
-def answer(services: Services, frame: bytes) -> Answer:
+def answer(services: Services, frame: bytes) -> FrameAnswer:
     """The answer to any frame from a guest's tap. It never raises, whatever the frame is."""
     kind = frame[12:14]
     if kind == frames.ETHERTYPE_ARP and services.neighbours.known:
@@ -49,7 +49,7 @@ def answer(services: Services, frame: bytes) -> Answer:
     return PASSED
 
 
-def _answer6(services: Services, frame: bytes) -> Answer:
+def _answer6(services: Services, frame: bytes) -> FrameAnswer:
     protocol = frame[20] if len(frame) > 54 else 0
     if protocol == frames.PROTOCOL_UDP and services.dhcp6 is not None:
         return _counted("dhcp6", dhcp6.reply(services.dhcp6, frame))
@@ -62,10 +62,10 @@ def _answer6(services: Services, frame: bytes) -> Answer:
     return PASSED
 
 
-def _counted(service: str, reply: frames.Reply) -> Answer:
+def _counted(service: str, reply: frames.Reply) -> FrameAnswer:
     if reply.event == frames.OTHER_TRAFFIC:
         return PASSED
-    return Answer(service, reply.event, reply.frames)
+    return FrameAnswer(service, reply.event, reply.frames)
 
 
 def announcements(services: Services) -> tuple[bytes, ...]:

@@ -1,8 +1,7 @@
-"""What one guest is given, in words: a value that a plugin makes, a record keeps and the services prepare.
+"""What one guest gets: a value that a plugin makes, a record keeps and the services prepare.
 
-`checked` is the only judge of it. What an operator wrote wrongly is an error that names the key; what merely
-comes along from a pod (search domains, name servers, a host name) is left out where a guest could do nothing
-with it.
+`checked` alone judges it. A mistake of an operator is an error that names the key; what comes from the pod
+(search domains, name servers, a host name) is left out where a guest could not use it.
 """
 
 from __future__ import annotations
@@ -13,77 +12,95 @@ from typing import Final, NamedTuple
 
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.guest import domains, frames, resolvconf
+from cnvnet.kernel.addresses import link_local
 
-# KubeVirt's own lease: a guest keeps its address however long the node's agent is away, and asks after a
-# reboot.
+# KubeVirt's own lease, 999 days: a guest keeps its address however long the node's agent is stopped, and
+# asks again after a reboot.
 LEASE_SECONDS: Final = 999 * 24 * 3600
-# A client asks a handful of them.
+# A client uses the first few.
 _MOST_TIME_SERVERS: Final = 16
 # A time that means infinity, for DHCP as for DHCPv6 and router advertisements.
 FOREVER: Final = 0xFFFFFFFF
 
 
-class Route(NamedTuple):
+class GuestRoute(NamedTuple):
     """An IPv4 route of the guest's besides its default one; no gateway: the destination is on the link."""
 
     destination: IPv4Network
     gateway: IPv4Address | None = None
 
 
-class Neighbour(NamedTuple):
-    """A next hop that answers for itself nowhere: we answer the guest's ARP or ND with its MAC address."""
+class GuestNeighbour(NamedTuple):
+    """A next hop that answers no ARP or ND itself: the services answer the guest with its MAC address."""
 
     address: IPv4Address | IPv6Address
     mac: str
 
 
 class V4(NamedTuple):
-    """DHCPv4. `server` is the server id: the gateway behind masquerade, any free address in vm-bridge."""
+    """What a guest gets by DHCPv4."""
 
     address: IPv4Interface
+    # The server id: the gateway behind masquerade, any free address in vm-bridge.
     server: IPv4Address
     gateway: IPv4Address | None = None
-    routes: tuple[Route, ...] = ()
+    routes: tuple[GuestRoute, ...] = ()
+    # That of IPv4 alone, 0: the interface's.
+    mtu: int = 0
 
 
 class V6(NamedTuple):
-    """DHCPv6 and router advertisements.
+    """What a guest gets by DHCPv6 and router advertisements.
 
-    `router` is the link-local address of the guest's router and `router_mac` its MAC address; where both are
-    left out the router is whatever owns `server_mac`, and where only the former is, it follows from the
-    latter. A `router` alone is on the guest's own link, and the guest asks it for its MAC address. `routes`
-    are destinations besides the default one, which go through the same router.
+    Without `router` and `router_mac` the router is the owner of `server_mac`; `router` alone is on the
+    guest's own link, and the guest asks it for its MAC address.
     """
 
     address: IPv6Interface
+    # The router's link-local address; None: the one that follows from its MAC address.
     router: IPv6Address | None = None
     router_mac: str = ""
     default_route: bool = True
+    # Destinations besides the default one, through the same router.
     routes: tuple[IPv6Network, ...] = ()
+    # That of IPv6 alone, 0: the interface's.
+    mtu: int = 0
 
 
 class Settings(NamedTuple):
-    """Everything one guest's services know.
+    """The settings of one guest's services."""
 
-    `server_mac` is the sender of all that is answered. `guest_mac` is the only client served, "" serves
-    anyone on this tap (after a migration behind masquerade the guest's MAC is not known). `ntp_servers` are
-    addresses or, for DHCPv6 only, names. `private_options` are DHCPv4 options 224 to 254.
-    """
-
+    # The sender of every answer.
     server_mac: str
     mtu: int
+    # The only client served; "": any on this tap (after a migration behind masquerade the MAC is not known).
     guest_mac: str = ""
     hostname: str = ""
     nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
     search: tuple[str, ...] = ()
+    # Addresses or, for DHCPv6 only, names.
     ntp_servers: tuple[str, ...] = ()
+    # An address or a name.
     tftp_server: str = ""
     boot_file: str = ""
+    # DHCPv4 options 224 to 254 with their texts.
     private_options: tuple[tuple[int, str], ...] = ()
     lease_seconds: int = LEASE_SECONDS
+    # None: the guest has no address of that family, and none of its services.
     v4: V4 | None = None
     v6: V6 | None = None
-    neighbours: tuple[Neighbour, ...] = ()
+    # Next hops that the services answer for.
+    neighbours: tuple[GuestNeighbour, ...] = ()
+
+    @property
+    def ipv4_mtu(self) -> int:
+        """The largest IPv4 packet."""
+        return (self.v4.mtu if self.v4 is not None else 0) or self.mtu
+
+    @property
+    def ipv6_mtu(self) -> int:
+        """The largest IPv6 packet."""
+        return (self.v6.mtu if self.v6 is not None else 0) or self.mtu
 
 
 def checked(settings: Settings) -> Settings:
@@ -154,23 +171,26 @@ def _checked_v4(v4: V4) -> V4:
         _usable("v4.gateway", v4.gateway)
     if v4.address.ip in (v4.server, v4.gateway):
         raise InvalidConfig(f"v4.address {v4.address.ip}: the guest cannot be its own server or gateway")
+    if v4.mtu:
+        _in_range("v4.mtu", v4.mtu, 576, 65535)
     return v4
 
 
 def _checked_v6(v6: V6, settings: Settings) -> V6:
     _usable("v6.address", v6.address.ip)
-    if settings.mtu < 1280:
-        raise InvalidConfig(f"mtu {settings.mtu}: IPv6 needs 1280 at least")
+    for key, mtu in (("mtu", settings.mtu), ("v6.mtu", v6.mtu or settings.mtu)):
+        if mtu < 1280:
+            raise InvalidConfig(f"{key} {mtu}: IPv6 needs 1280 at least")
     own = settings.server_mac if v6.router is None else ""
     mac = v6.router_mac or own
     mac = mac and _mac("v6.router_mac", mac)
-    router = v6.router or IPv6Address(frames.link_local(frames.mac(mac)))
+    router = v6.router or link_local(frames.mac(mac))
     if not router.is_link_local or router.scope_id is not None:
         raise InvalidConfig(f"v6.router {router}: a router is known by a link-local address")
     return v6._replace(router=router, router_mac=mac)
 
 
-def _checked_neighbour(neighbour: Neighbour) -> Neighbour:
+def _checked_neighbour(neighbour: GuestNeighbour) -> GuestNeighbour:
     if neighbour.address.is_multicast or neighbour.address.is_unspecified:
         raise InvalidConfig(f"neighbours {neighbour.address}: not the address of one host")
     return neighbour._replace(mac=_mac("neighbours", neighbour.mac))

@@ -15,7 +15,7 @@ from ipaddress import (
 from typing import TypeVar, cast
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.guest.settings import LEASE_SECONDS, V4, V6, Neighbour, Route, Settings, checked
+from cnvnet.guest.settings import LEASE_SECONDS, V4, V6, GuestNeighbour, GuestRoute, Settings, checked
 
 T = TypeVar("T")
 
@@ -120,14 +120,14 @@ def _private_option(value: object) -> tuple[int, str]:
     return _number(pair[0]), str(pair[1])
 
 
-def _neighbour(value: object) -> Neighbour:
+def _neighbour(value: object) -> GuestNeighbour:
     fields = _fields(value)
-    return Neighbour(_address(fields.get("address")), str(fields.get("mac")))
+    return GuestNeighbour(_address(fields.get("address")), str(fields.get("mac")))
 
 
-def _route(value: object) -> Route:
+def _route(value: object) -> GuestRoute:
     fields = _fields(value)
-    return Route(IPv4Network(str(fields.get("destination"))), _get(fields, "gateway", _address4, None))
+    return GuestRoute(IPv4Network(str(fields.get("destination"))), _get(fields, "gateway", _address4, None))
 
 
 def _v4(value: object) -> V4:
@@ -137,6 +137,7 @@ def _v4(value: object) -> V4:
         _address4(fields.get("server")),
         _get(fields, "gateway", _address4, None),
         _get(fields, "routes", _each(_route), ()),
+        _get(fields, "mtu", _number, 0),
     )
 
 
@@ -148,4 +149,5 @@ def _v6(value: object) -> V6:
         _get(fields, "router_mac", str, ""),
         _get(fields, "default_route", _flag, True),
         _get(fields, "routes", _each(_network6), ()),
+        _get(fields, "mtu", _number, 0),
     )

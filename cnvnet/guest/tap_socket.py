@@ -16,6 +16,7 @@ from typing import Final
 
 from cnvnet.guest import bpf
 from cnvnet.guest.services import Services
+from cnvnet.kernel.tap import IFREQ
 
 # include/uapi/linux/if_packet.h, if_ether.h, asm-generic/socket.h, sockios.h, if.h
 _SOL_PACKET: Final = 263
@@ -30,11 +31,10 @@ _IFF_UP: Final = 1
 _IFF_RUNNING: Final = 1 << 6
 _TP_STATUS_VLAN_VALID: Final = 1 << 4
 _AUXDATA: Final = struct.Struct("=IIIHHHH")
-_IFREQ: Final = struct.Struct("=16sH22x")
 _FILTER: Final = struct.Struct("@HP")
 
-# Bytes, which the kernel doubles: some forty small frames, far more than a client ever sends at once. All
-# that a flood can fill is this.
+# Bytes, which the kernel doubles: some forty small frames, far more than a client ever sends at once. A
+# flood can fill no more than this.
 _RECEIVE_BUFFER: Final = 32768
 
 UP: Final = "up"
@@ -98,9 +98,9 @@ def read(tap: socket.socket) -> bytes:
 def write(tap: socket.socket, frame: bytes) -> None:
     """Sends a frame to the guest. OSError: the tap has no room for it (ENOBUFS), is down or gone.
 
-    When the guest opens its tap the kernel sets up the tap's queue somewhat later, as soon as nobody holds
-    the RTNL, and until then loses without a word what is sent there: such a frame goes past the queue. Not
-    every frame does, for those that do are not seen by tcpdump.
+    After the guest has opened its tap, the kernel needs the RTNL to set up the tap's queue, and silently
+    drops what is sent there until it has got it: such a frame bypasses the queue. The others do not, because
+    tcpdump does not see a frame that does.
     """
     past = not _is_ready(tap)
     if past:
@@ -113,7 +113,7 @@ def write(tap: socket.socket, frame: bytes) -> None:
 
 
 def _is_ready(tap: socket.socket) -> bool:
-    """Whether the kernel has taken notice that the guest has its tap open; of a tap that is gone as well."""
+    """Whether the kernel has set up the queue of a tap that the guest has open; True if it is gone."""
     try:
         return bool(_flags(tap) & _IFF_RUNNING)
     except OSError:
@@ -132,7 +132,7 @@ def state(tap: socket.socket) -> str:
     except OSError as e:
         if e.errno != errno.ENODEV:
             raise
-        return DOWN  # it got another name between the two calls, or is going: the next look tells
+        return DOWN  # renamed between the two calls, or being deleted: the next look tells
 
 
 def _name(tap: socket.socket) -> str:
@@ -142,8 +142,8 @@ def _name(tap: socket.socket) -> str:
 
 def _flags(tap: socket.socket) -> int:
     """The link's. OSError ENODEV: it has none."""
-    request = fcntl.ioctl(tap, _SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(_name(tap)), 0))
-    return int(_IFREQ.unpack(request)[1])
+    request = fcntl.ioctl(tap, _SIOCGIFFLAGS, IFREQ.pack(os.fsencode(_name(tap)), 0))
+    return int(IFREQ.unpack(request)[1])
 
 
 def take_drops(tap: socket.socket) -> int:

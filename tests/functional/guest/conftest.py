@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.functional.guest.lab import Lab, a_lab
+from tests.functional.guest.running_loop import Lab, a_lab
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cnvnet.guest import settings_json
-from tests.functional.guest.lab import Lab, Loop
+from tests.functional.guest.running_loop import Lab, Loop
 from tests.functional.guest.test_services import ask4, is_udp
 from tests.unit.guest.guests import MASQUERADE
-from tests.unit.guest.witness import discover4
+from tests.unit.guest.scapy_packets import discover4
 
 SETTINGS = settings_json.encode(MASQUERADE)
 
@@ -89,14 +89,14 @@ def test_what_cannot_be_served_is_refused_with_a_reason(lab: Lab) -> None:
             ({"search": 5}, "search"),
             ({"nameservers": [{"a": "b" * 5000}]}, "nameservers"),
         ):
-            said = refused(loop, {"settings": {**SETTINGS, **change}}, tap.fileno())
-            assert said.startswith(reason)
-            assert len(said) <= 400
+            refusal = refused(loop, {"settings": {**SETTINGS, **change}}, tap.fileno())
+            assert refusal.startswith(reason)
+            assert len(refusal) <= 400
         assert len(loop.descriptors()) == before
     assert loop.totals()["guests"] == 0
 
 
-def test_who_is_served_once_more_gets_what_was_said_last(lab: Lab) -> None:
+def test_a_guest_that_is_served_once_more_gets_the_latest_settings(lab: Lab) -> None:
     loop, guest = lab.loop(), lab.guest()
     loop.serve("vm1", guest, MASQUERADE)
     before = len(loop.descriptors())
@@ -112,7 +112,7 @@ def test_who_is_served_once_more_gets_what_was_said_last(lab: Lab) -> None:
     assert loop.totals()["guests"] == 1
 
 
-def test_who_is_dropped_is_not_answered_and_the_others_are(lab: Lab) -> None:
+def test_a_dropped_guest_is_not_answered_and_the_others_are(lab: Lab) -> None:
     loop, guest, other = lab.loop(), lab.guest(), lab.guest()
     loop.serve("vm1", guest, MASQUERADE)
     loop.serve("vm2", other, MASQUERADE)
@@ -138,7 +138,7 @@ def test_it_does_what_was_asked_before_the_channel_ended(lab: Lab) -> None:
     loop.serve("vm1", guest, MASQUERADE)
     for _ in range(20):
         loop.tell({"counters": True})
-    loop.end.close()  # with answers in it that nobody has read
+    loop.end.close()  # with answers in it that were not read
     assert loop.process.wait(20) == 0
 
 
@@ -181,10 +181,10 @@ def test_it_needs_a_channel(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    from tests.functional.guest.lab import ROOT
+    from tests.functional.guest.running_loop import ROOT
 
     for arguments in ([], ["x"], ["-1"], ["0"], ["999"]):
-        command = [sys.executable, "-m", "cnvnet.guest.responder", *arguments]
+        command = [sys.executable, "-m", "cnvnet.guest.packet_loop", *arguments]
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -195,5 +195,5 @@ def test_it_needs_a_channel(tmp_path: Path) -> None:
             timeout=20,
         )
         assert done.returncode == 2
-        assert done.stderr.startswith("cnvnet.guest.responder FD: ")
+        assert done.stderr.startswith("cnvnet.guest.packet_loop FD: ")
         assert done.stderr.count("\n") == 1

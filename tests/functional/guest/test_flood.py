@@ -11,10 +11,10 @@ from contextlib import contextmanager
 import pytest
 
 from cnvnet.guest import tap_socket
-from tests.functional.guest.lab import Guest, Lab
+from tests.functional.guest.running_loop import Guest, Lab
 from tests.functional.guest.test_services import ask4
 from tests.unit.guest.guests import MASQUERADE
-from tests.unit.guest.witness import discover4
+from tests.unit.guest.scapy_packets import discover4
 
 
 class Flood(threading.Thread):

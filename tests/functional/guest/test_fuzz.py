@@ -11,11 +11,11 @@ from itertools import islice
 
 import pytest
 
-from cnvnet.guest import served, services
+from cnvnet.guest import services, session
 from cnvnet.guest.settings import Settings
-from tests.functional.guest.lab import ROOT, Lab
+from tests.functional.guest.running_loop import ROOT, Lab
 from tests.functional.guest.test_services import ask4
-from tests.unit.guest import witness
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import POINT_TO_POINT
 from tests.unit.guest.test_bpf import received
 from tests.unit.guest.test_services import CORPUS, GUEST, GUEST_SETTINGS, SOUND, is_sound
@@ -30,7 +30,7 @@ def test_the_corpus_is_counted_by_the_loop_as_by_the_codecs(lab: Lab) -> None:
     loop.serve("vm1", guest, GUEST_SETTINGS)
     expected = Counter({("ra", "announcement"): 1})
     for name in CORPUS:
-        _, frame = witness.fixture(f"fuzz/{name}.hex")
+        _, frame = scapy_packets.fixture(f"fuzz/{name}.hex")
         if len(frame) < SHORTEST:
             continue
         guest.send(frame)
@@ -69,7 +69,7 @@ def test_it_survives_whatever_a_guest_makes_up(lab: Lab, settings: Settings) -> 
     for n in range(GUESTS):
         guest = lab.guest(sandbox, f"tap{n}")
         loop.serve(f"vm{n}", guest, settings)
-        for frame in islice(made_up, served.BURST - 4):
+        for frame in islice(made_up, session.BURST - 4):
             guest.send(frame)
             # The second question is read when the frame has been.
             loop.totals()
@@ -90,11 +90,11 @@ def test_it_survives_whatever_a_guest_makes_up(lab: Lab, settings: Settings) -> 
 
 BROKEN = """
 import sys
-from cnvnet.guest import dhcp4, responder
+from cnvnet.guest import dhcp4, packet_loop
 def reply(offer, frame):
     raise ValueError("a mistake\\nof ours")
 dhcp4.reply = reply
-sys.exit(responder.main())
+sys.exit(packet_loop.main())
 """
 
 
@@ -104,7 +104,7 @@ def test_a_mistake_in_a_codec_costs_one_frame_and_is_said_once(lab: Lab) -> None
     for _ in range(5):
         guest.send(SOUND["dhcp4"])
     loop.until(lambda: loop.counted("dhcp4", "failed") == 5)
-    assert witness.Ether(guest.ask(SOUND["arp"], lambda frame: frame[12:14] == b"\x08\x06"))
+    assert scapy_packets.Ether(guest.ask(SOUND["arp"], lambda frame: frame[12:14] == b"\x08\x06"))
     loop.end.close()
     _, stderr = loop.process.communicate(timeout=20)
     assert stderr == "dhcp4: a frame could not be answered: ValueError: a mistake of ours (said once)\n"
@@ -112,7 +112,9 @@ def test_a_mistake_in_a_codec_costs_one_frame_and_is_said_once(lab: Lab) -> None
 
 
 def test_it_loads_little() -> None:
-    code = "import sys; b = set(sys.modules); import cnvnet.guest.responder; print(*sys.modules.keys() - b)"
+    code = (
+        "import sys; b = set(sys.modules); import cnvnet.guest.packet_loop; print(*sys.modules.keys() - b)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     heavy = {"argparse", "asyncio", "ctypes", "dataclasses", "inspect", "logging", "netaddr", "pyroute2"}

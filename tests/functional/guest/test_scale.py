@@ -5,9 +5,9 @@ from __future__ import annotations
 import select
 import time
 
-from tests.functional.guest.lab import Guest, Lab
+from tests.functional.guest.running_loop import Guest, Lab
 from tests.unit.guest.guests import MASQUERADE
-from tests.unit.guest.witness import Seen4, client4, is_dhcp4_answer
+from tests.unit.guest.scapy_packets import Seen4, client4, is_dhcp4_answer
 
 NAMESPACES = 10
 TAPS = 50
@@ -47,7 +47,7 @@ def test_five_hundred_guests_renew_together_and_are_lost_together(lab: Lab) -> N
     assert counters["dhcp4", "ack"] == counters["ra", "announcement"] == len(guests)
     before = loop.wakeups()
     time.sleep(2)
-    assert loop.wakeups() - before <= 2, "it sleeps while nobody asks"
+    assert loop.wakeups() - before <= 2, "it sleeps while no guest asks"
     for sandbox in sandboxes:
         sandbox.run("ip", "link", "delete", "group", str(GROUP))
     assert {loop.hear()["lost"] for _ in guests} == {f"vm{n}" for n in range(len(guests))}

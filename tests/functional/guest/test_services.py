@@ -5,12 +5,22 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 from typing import Any
 
-from cnvnet.guest.settings import Neighbour
-from tests.functional.guest.lab import Guest, Lab
-from tests.unit.guest import witness
+from cnvnet.guest.settings import GuestNeighbour
+from tests.functional.guest.running_loop import Guest, Lab
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
-from tests.unit.guest.witness import ARP, GUEST_LINK_LOCAL, GUEST_MAC, IP, UDP, Ether, IPv6, Seen4, inet6
-from tests.unit.guest.witness import dhcp6 as d
+from tests.unit.guest.scapy_packets import (
+    ARP,
+    GUEST_LINK_LOCAL,
+    GUEST_MAC,
+    IP,
+    UDP,
+    Ether,
+    IPv6,
+    Seen4,
+    inet6,
+)
+from tests.unit.guest.scapy_packets import dhcp6 as d
 
 RS = bytes(
     Ether(src=GUEST_MAC, dst="33:33:00:00:00:02")
@@ -33,7 +43,7 @@ def is_arp(frame: bytes) -> bool:
 
 
 def ask4(guest: Guest, *question: Any, **more: Any) -> Seen4:
-    return Seen4(guest.ask(witness.client4(*question, **more), is_udp))
+    return Seen4(guest.ask(scapy_packets.client4(*question, **more), is_udp))
 
 
 def test_a_client_comes_from_its_first_discover_to_its_renewal(lab: Lab) -> None:
@@ -41,8 +51,8 @@ def test_a_client_comes_from_its_first_discover_to_its_renewal(lab: Lab) -> None
     assert loop.serve("vm1", guest, MASQUERADE) == {"served": "vm1"}
     offer = ask4(guest, "discover")
     assert (offer.kind, offer.bootp.yiaddr, offer.packet.src) == (2, "10.0.2.2", SERVER_MAC)
-    wish = ("requested_addr", offer.bootp.yiaddr)
-    ack = ask4(guest, "request", wish, ("server_id", offer.address(54)))
+    request = ("requested_addr", offer.bootp.yiaddr)
+    ack = ask4(guest, "request", request, ("server_id", offer.address(54)))
     assert (ack.kind, ack.bootp.yiaddr, ack.address(3)) == (5, "10.0.2.2", "10.0.2.1")
     renewed = ask4(guest, "request", ciaddr="10.0.2.2", source="10.0.2.2", destination="10.0.2.1")
     assert (renewed.kind, renewed.packet[IP].dst) == (5, "10.0.2.2")
@@ -52,20 +62,20 @@ def test_a_client_comes_from_its_first_discover_to_its_renewal(lab: Lab) -> None
 def test_dhcpv6_and_router_advertisements(lab: Lab) -> None:
     loop, guest = lab.loop(), lab.guest()
     loop.serve("vm1", guest, MASQUERADE)
-    unasked = witness.recomputed(guest.hear(is_advertisement))
+    unasked = scapy_packets.recomputed(guest.hear(is_advertisement))
     assert (unasked[IPv6].dst, unasked[IPv6].src) == ("ff02::1", "fe80::ff:fe00:0")
-    asked = witness.recomputed(guest.ask(RS, is_advertisement))
+    asked = scapy_packets.recomputed(guest.ask(RS, is_advertisement))
     assert asked[IPv6].dst == GUEST_LINK_LOCAL
-    solicit = witness.client6(d.DHCP6_Solicit(trid=7), CLIENT, d.DHCP6OptIA_NA(iaid=3))
-    advertise = witness.recomputed(guest.ask(solicit, is_udp))
+    solicit = scapy_packets.client6(d.DHCP6_Solicit(trid=7), CLIENT, d.DHCP6OptIA_NA(iaid=3))
+    advertise = scapy_packets.recomputed(guest.ask(solicit, is_udp))
     assert advertise[d.DHCP6OptIAAddress].addr == "fd10:0:2::2"
     server = d.DHCP6OptServerId(duid=advertise[d.DHCP6OptServerId].duid)
-    request = witness.client6(d.DHCP6_Request(trid=8), CLIENT, server, d.DHCP6OptIA_NA(iaid=3))
-    reply = witness.recomputed(guest.ask(request, is_udp))
+    request = scapy_packets.client6(d.DHCP6_Request(trid=8), CLIENT, server, d.DHCP6OptIA_NA(iaid=3))
+    reply = scapy_packets.recomputed(guest.ask(request, is_udp))
     assert (reply[d.DHCP6_Reply].trid, reply[d.DHCP6OptIAAddress].addr) == (8, "fd10:0:2::2")
 
 
-def test_a_next_hop_that_answers_nobody_is_answered_for(lab: Lab) -> None:
+def test_a_next_hop_that_answers_no_arp_is_answered_for(lab: Lab) -> None:
     loop, guest = lab.loop(), lab.guest()
     loop.serve("vm1", guest, POINT_TO_POINT)
     for target, mac in (("169.254.1.1", "0a:58:a9:fe:01:01"), ("169.254.75.10", POINT_TO_POINT.server_mac)):
@@ -85,7 +95,9 @@ def test_a_tap_that_is_a_port_of_a_bridge_is_answered_just_the_same(lab: Lab) ->
     guest.sandbox.run("ip", "link", "add", "br0", "type", "bridge")
     guest.sandbox.run("ip", "link", "set", "br0", "up")
     guest.link("master", "br0")
-    settings = MASQUERADE._replace(neighbours=(Neighbour(IPv4Address("10.0.2.9"), "0a:00:00:00:00:09"),))
+    settings = MASQUERADE._replace(
+        neighbours=(GuestNeighbour(IPv4Address("10.0.2.9"), "0a:00:00:00:00:09"),)
+    )
     loop.serve("vm1", guest, settings)
     assert ask4(guest, "discover").kind == 2
     question = Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=GUEST_MAC, pdst="10.0.2.9")
@@ -95,7 +107,7 @@ def test_a_tap_that_is_a_port_of_a_bridge_is_answered_just_the_same(lab: Lab) ->
 def test_what_a_guest_sends_tagged_is_its_own_business(lab: Lab) -> None:
     loop, guest = lab.loop(), lab.guest()
     loop.serve("vm1", guest, MASQUERADE)
-    untagged = witness.discover4()
+    untagged = scapy_packets.discover4()
     tags = (b"\x81\x00\x00\x07", b"\x88\xa8\x00\x07", b"\x81\x00\x00\x07\x81\x00\x00\x08")
     for tag in tags:
         guest.send(untagged[:12] + tag + untagged[12:])
@@ -107,7 +119,7 @@ def test_what_goes_to_the_guest_is_never_taken_for_its_own(lab: Lab) -> None:
     loop, guest = lab.loop(), lab.guest()
     loop.serve("vm1", guest, MASQUERADE)
     with guest.socket(MASQUERADE) as other:
-        other.send(witness.discover4())
-        assert guest.hear(is_udp) == witness.discover4()
+        other.send(scapy_packets.discover4())
+        assert guest.hear(is_udp) == scapy_packets.discover4()
         assert ask4(guest, "discover").kind == 2
     assert loop.counted("dhcp4", "offer") == 1

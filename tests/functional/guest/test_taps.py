@@ -9,13 +9,13 @@ from contextlib import ExitStack
 import pytest
 
 from cnvnet.guest import bpf, services, settings_json, tap_socket
-from cnvnet.guest.served import TURN
+from cnvnet.guest.session import TURN
 from cnvnet.kernel import netns
-from tests.functional.guest.lab import Guest, Lab, Loop
+from tests.functional.guest.running_loop import Guest, Lab, Loop
 from tests.functional.guest.test_services import ask4, is_advertisement
-from tests.functional.masquerade.lab import PATIENCE
+from tests.functional.masquerade.masquerade_pod import PATIENCE
 from tests.unit.guest.guests import MASQUERADE
-from tests.unit.guest.witness import discover4
+from tests.unit.guest.scapy_packets import discover4
 
 GONE = {"lost": "vm1", "reason": "the tap is gone"}
 
@@ -53,7 +53,7 @@ def test_what_came_before_the_filter_was_there_is_not_read(lab: Lab) -> None:
             tap_socket.read(tap)
 
 
-def test_a_tagged_frame_is_told_by_what_the_kernel_says_beside_it(lab: Lab) -> None:
+def test_a_tagged_frame_is_recognised_by_what_the_kernel_says_beside_it(lab: Lab) -> None:
     guest = lab.guest()
     with guest.socket(MASQUERADE) as tap:
         tap_socket.attach(tap, [bpf.ACCEPT])
@@ -86,7 +86,7 @@ def test_a_tap_that_was_down_is_served_when_it_is_up_again(served: tuple[Loop, G
     assert loop.totals()["guests"] == 1
 
 
-def test_who_asks_at_the_moment_in_which_it_opens_its_tap_is_answered(lab: Lab) -> None:
+def test_a_guest_that_asks_while_it_opens_its_tap_is_answered(lab: Lab) -> None:
     """The kernel has not set up the tap's queue yet then, which takes longer the more goes on elsewhere."""
     loop, pod, elsewhere = lab.loop(), lab.sandbox(), lab.sandbox()
     elsewhere.run("ip", "link", "add", "one0", "type", "veth", "peer", "name", "other0")

@@ -4,11 +4,11 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from cnvnet.guest import arp
-from cnvnet.guest.settings import Neighbour, Settings, checked
-from tests.unit.guest import witness
+from cnvnet.guest.settings import GuestNeighbour, Settings, checked
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT
-from tests.unit.guest.witness import ARP, BROADCAST_MAC, GUEST_LINK_LOCAL, GUEST_MAC, Ether, IPv6
-from tests.unit.guest.witness import inet6 as nd
+from tests.unit.guest.scapy_packets import ARP, BROADCAST_MAC, GUEST_LINK_LOCAL, GUEST_MAC, Ether, IPv6
+from tests.unit.guest.scapy_packets import inet6 as nd
 
 NEXT_HOP_MAC = "0a:58:a9:fe:01:01"
 GUEST = "192.168.21.225"
@@ -58,7 +58,7 @@ def test_a_server_id_inside_the_subnet_is_left_to_the_pods_kernel() -> None:
 
 def test_duplicate_address_detection_finds_what_we_answer_for_and_never_the_guests_own() -> None:
     assert answered(request("169.254.1.1", "0.0.0.0"))[ARP].pdst == "0.0.0.0"
-    own = Neighbour(checked(POINT_TO_POINT).neighbours[0].address, NEXT_HOP_MAC)
+    own = GuestNeighbour(checked(POINT_TO_POINT).neighbours[0].address, NEXT_HOP_MAC)
     assert POINT_TO_POINT.v4 is not None
     settings = POINT_TO_POINT._replace(neighbours=(own._replace(address=POINT_TO_POINT.v4.address.ip),))
     assert ignored(request(GUEST, "0.0.0.0"), settings) == "not_ours"
@@ -71,7 +71,7 @@ def test_others_are_not_answered_for() -> None:
 def test_a_routers_link_local_address_is_answered_for_with_its_mac() -> None:
     reply = solicitation("fe80::1")
     assert reply.event == "nd_reply"
-    packet = witness.recomputed(reply.frames[0])
+    packet = scapy_packets.recomputed(reply.frames[0])
     assert (packet.src, packet.dst) == (NEXT_HOP_MAC, GUEST_MAC)
     assert (packet[IPv6].src, packet[IPv6].dst, packet[IPv6].hlim) == ("fe80::1", GUEST_LINK_LOCAL, 255)
     message = packet[nd.ICMPv6ND_NA]
@@ -85,13 +85,13 @@ def test_a_router_on_the_guests_own_link_speaks_for_itself() -> None:
     assert IPv6Address("fe80::1").packed not in arp.prepare(checked(alone)).known
 
 
-def test_a_solicitation_from_nobody_is_answered_to_all() -> None:
-    packet = witness.recomputed(solicitation("fe80::1", "::").frames[0])
+def test_a_solicitation_from_the_unspecified_address_is_answered_to_all() -> None:
+    packet = scapy_packets.recomputed(solicitation("fe80::1", "::").frames[0])
     assert (packet.dst, packet[IPv6].dst, packet[nd.ICMPv6ND_NA].S) == ("33:33:00:00:00:01", "ff02::1", 0)
 
 
 def test_an_adopted_ipv6_next_hop_is_answered_for() -> None:
-    settings = POINT_TO_POINT._replace(neighbours=(Neighbour(IPv6Address("fd00:21::1"), NEXT_HOP_MAC),))
+    settings = POINT_TO_POINT._replace(neighbours=(GuestNeighbour(IPv6Address("fd00:21::1"), NEXT_HOP_MAC),))
     assert solicitation("fd00:21::1", settings=settings).event == "nd_reply"
 
 

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from cnvnet.guest import bpf, frames, services, tap_socket
 from cnvnet.guest.services import Services
-from cnvnet.guest.settings import Neighbour, Settings
-from tests.unit.guest import witness
+from cnvnet.guest.settings import GuestNeighbour, Settings
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
+from tests.unit.guest.scapy_packets import ARP, GUEST_LINK_LOCAL, GUEST_MAC, IP, UDP, Ether, IPv6, inet6
 from tests.unit.guest.test_services import BRIDGED, CORPUS, GUEST, SOUND
-from tests.unit.guest.witness import ARP, GUEST_LINK_LOCAL, GUEST_MAC, IP, UDP, Ether, IPv6, inet6
 
-MANY = tuple(Neighbour(IPv4Address(0x0A000900 + n), "0a:00:00:00:00:01") for n in range(100))
-MANY6 = tuple(Neighbour(IPv6Address(0xFE80 << 112 | 0x900 + n), "0a:00:00:00:00:01") for n in range(100))
+MANY = tuple(GuestNeighbour(IPv4Address(0x0A000900 + n), "0a:00:00:00:00:01") for n in range(100))
+MANY6 = tuple(
+    GuestNeighbour(IPv6Address(0xFE80 << 112 | 0x900 + n), "0a:00:00:00:00:01") for n in range(100)
+)
 FEW = 30
 GUESTS = {
     "all": GUEST,
@@ -177,7 +179,7 @@ def test_the_longest_message_that_is_answered_arrives_whole() -> None:
 
 @pytest.mark.parametrize("name", [name for name in CORPUS if name.startswith("none-")])
 def test_the_guests_ordinary_traffic_stays_outside(name: str) -> None:
-    _, frame = witness.fixture(f"fuzz/{name}.hex")
+    _, frame = scapy_packets.fixture(f"fuzz/{name}.hex")
     assert not received(GUEST, frame)
 
 
@@ -215,7 +217,7 @@ def ipv4(data: st.DataObject) -> bytes:
     ends = bytes(4) + b"\xff" * 4 + options
     field = frames.checksum(header + bytes(2) + ends).to_bytes(2, "big")
     udp = data.draw(st.binary(min_size=2, max_size=2)) + port.to_bytes(2, "big") + length.to_bytes(2, "big")
-    ethernet = data.draw(st.binary(min_size=6, max_size=6)) + witness.packed(GUEST_MAC) + b"\x08\x00"
+    ethernet = data.draw(st.binary(min_size=6, max_size=6)) + scapy_packets.packed(GUEST_MAC) + b"\x08\x00"
     return ethernet + header + field + ends + udp + bytes(2) + payload
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnvnet.guest.channel import Channel, Closed, Counters, Drop, Refused, Serve, parse
+from cnvnet.guest.channel import Channel, Closed, Counters, Drop, RefusedRequest, Serve, parse
 
 Ends = tuple[Channel, socket.socket]
 
@@ -52,7 +52,7 @@ def test_fields_that_this_version_does_not_know_are_passed_over() -> None:
 def test_what_is_refused_names_the_guest_it_was_about(
     data: bytes, descriptors: list[int], name: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedRequest) as refused:
         parse(data, descriptors)
     assert refused.value.name == name
 
@@ -67,7 +67,7 @@ keys = st.sampled_from(["v", "serve", "settings", "drop", "counters", "other"])
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedRequest):
         parse(data, [])
 
 
@@ -77,7 +77,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 def test_any_object_is_a_request_or_refused(document: dict[str, object], descriptors: list[int]) -> None:
     try:
         request = parse(json.dumps(document).encode(), descriptors)
-    except Refused:
+    except RefusedRequest:
         return
     assert document["v"] == 1
     assert isinstance(request, (Serve, Drop, Counters))
@@ -96,7 +96,7 @@ def test_a_descriptor_is_the_receivers_only_with_a_request_for_it(ends: Ends) ->
             agent.sendmsg([data], aside)
             try:
                 channel.receive(ended=False)
-            except Refused:
+            except RefusedRequest:
                 pass
             assert open_descriptors() == before
         agent.sendmsg([message(serve="vm1", settings={})], aside)
@@ -112,7 +112,7 @@ def test_an_empty_message_is_no_end_and_an_end_is(ends: Ends) -> None:
     with pytest.raises(BlockingIOError):
         channel.receive(ended=False)
     agent.send(b"")
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedRequest):
         channel.receive(ended=False)
     agent.close()
     with pytest.raises(Closed):

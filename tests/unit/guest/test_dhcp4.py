@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from cnvnet.guest import dhcp4, dhcp4_message
 from cnvnet.guest.dhcp4 import classless_routes
 from cnvnet.guest.frames import Reply
-from cnvnet.guest.settings import FOREVER, V4, Route, Settings, checked
-from tests.unit.guest import witness
+from cnvnet.guest.settings import FOREVER, V4, GuestRoute, Settings, checked
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
-from tests.unit.guest.witness import (
+from tests.unit.guest.scapy_packets import (
     BOOTP,
     BROADCAST_MAC,
     DHCP,
@@ -74,7 +74,7 @@ def test_a_discover_is_offered_the_guests_address_and_all_that_is_known() -> Non
         (119, b"\x07default\x03svc\x07cluster\x05local\0\xc0\x08\xc0\x0c"),
         "end",
     ]
-    assert witness.names(seen.options[119]) == list(MASQUERADE.search)
+    assert scapy_packets.names(seen.options[119]) == list(MASQUERADE.search)
 
 
 def test_an_answer_goes_to_the_address_it_gives_unless_broadcast_is_asked_for() -> None:
@@ -112,7 +112,7 @@ def test_a_client_that_reboots_keeps_its_address() -> None:
     ],
     ids=["selecting", "rebooting", "renewing"],
 )
-def test_a_request_for_another_address_is_refused_to_everybody(frame: bytes) -> None:
+def test_a_request_for_another_address_is_refused_by_broadcast(frame: bytes) -> None:
     seen = answered(frame, "nak")
     assert seen.kind == 6
     assert (seen.packet.dst, seen.packet[IP].dst) == (BROADCAST_MAC, "255.255.255.255")
@@ -122,7 +122,7 @@ def test_a_request_for_another_address_is_refused_to_everybody(frame: bytes) -> 
     assert seen.address(54) == "10.0.2.1"
 
 
-def test_a_discover_that_wishes_for_another_address_is_offered_the_right_one() -> None:
+def test_a_discover_that_requests_another_address_is_offered_the_right_one() -> None:
     assert answered(discover4(("requested_addr", "192.168.1.20")), "offer").bootp.yiaddr == "10.0.2.2"
 
 
@@ -172,7 +172,7 @@ def test_options_in_the_whole_of_a_text_field_are_read(which: int, place: int, s
     message[place : place + size] = field
     message[240:] = b"\x35\1\3\x34\1" + bytes([which]) + b"\xff"
     assert answered(rewritten(client4("request"), bytes(message)), "ack").kind == 5
-    # Where nobody says that they are options they are none.
+    # Without option 52, which says that they are options, they are none.
     message[240:] = b"\x35\1\3\xff"
     assert ignored(rewritten(client4("request"), bytes(message))) == "malformed"
 
@@ -194,6 +194,12 @@ def test_an_unusual_mtu_and_private_options_go_out_unasked() -> None:
     assert list(seen.options) == [53, 54, 51, 1, 3, 224, 252, 26]
     assert seen.options[252] == b"http://wpad.example/"
     assert seen.number(26) == 1400
+
+
+def test_an_mtu_of_ipv4_alone_is_given_unasked() -> None:
+    assert MASQUERADE.v4 is not None
+    settings = MASQUERADE._replace(mtu=1500, v4=MASQUERADE.v4._replace(mtu=1450))
+    assert answered(discover4(wanting(3)), "offer", settings).number(26) == 1450
 
 
 def test_renewal_times_and_the_broadcast_address_are_given_when_asked_for() -> None:
@@ -251,10 +257,10 @@ def test_the_clients_id_comes_back() -> None:
 
 def test_classless_routes_have_the_default_one_last() -> None:
     routes = (
-        Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.1")),
-        Route(IPv4Network("10.8.0.0/13"), IPv4Address("10.0.2.9")),
-        Route(IPv4Network("10.0.2.0/24")),
-        Route(IPv4Network("172.16.5.0/25")),
+        GuestRoute(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.1")),
+        GuestRoute(IPv4Network("10.8.0.0/13"), IPv4Address("10.0.2.9")),
+        GuestRoute(IPv4Network("10.0.2.0/24")),
+        GuestRoute(IPv4Network("172.16.5.0/25")),
     )
     v4 = V4(IPv4Interface("10.0.2.2/24"), IPv4Address("10.0.2.1"), None, routes)
     seen = answered(discover4(wanting(121, 249)), "offer", MASQUERADE._replace(v4=v4))
@@ -276,7 +282,7 @@ def test_a_gateway_outside_the_subnet_gets_a_route_to_itself_first() -> None:
 
 
 def test_a_default_route_among_the_others_is_the_router_too() -> None:
-    routes = (Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.9")),)
+    routes = (GuestRoute(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.9")),)
     v4 = V4(IPv4Interface("10.0.2.2/24"), IPv4Address("10.0.2.1"), None, routes)
     seen = answered(discover4(), "offer", MASQUERADE._replace(v4=v4))
     assert seen.address(3) == "10.0.2.9"
@@ -284,7 +290,7 @@ def test_a_default_route_among_the_others_is_the_router_too() -> None:
 
 
 def test_a_default_route_without_a_gateway_puts_all_the_world_on_the_link() -> None:
-    routes = (Route(IPv4Network("0.0.0.0/0")),)
+    routes = (GuestRoute(IPv4Network("0.0.0.0/0")),)
     v4 = V4(IPv4Interface("10.0.2.2/32"), IPv4Address("169.254.75.10"), None, routes)
     seen = answered(discover4(), "offer", MASQUERADE._replace(v4=v4))
     assert routes_of(seen) == ["0.0.0.0/0:0.0.0.0"]
@@ -305,9 +311,9 @@ networks = st.builds(network, st.integers(0, 2**32 - 1), st.integers(1, 32))
 addresses = st.builds(IPv4Address, st.integers(2**24, 2**31 - 1))
 
 
-@given(st.lists(st.builds(Route, networks, st.none() | addresses), max_size=20), st.none() | addresses)
+@given(st.lists(st.builds(GuestRoute, networks, st.none() | addresses), max_size=20), st.none() | addresses)
 def test_every_gateway_is_reachable_by_an_earlier_route_or_the_subnet(
-    routes: list[Route], gateway: IPv4Address | None
+    routes: list[GuestRoute], gateway: IPv4Address | None
 ) -> None:
     v4 = V4(IPv4Interface("10.0.2.2/24"), IPv4Address("10.0.2.1"), gateway, tuple(routes))
     reachable = [v4.address.network]
@@ -318,11 +324,11 @@ def test_every_gateway_is_reachable_by_an_earlier_route_or_the_subnet(
             reachable.append(route.destination)
     assert [route.destination.prefixlen for route in found[:-1]].count(0) == 0
     if found and gateway is not None:
-        assert found[-1] == Route(IPv4Network("0.0.0.0/0"), gateway)
+        assert found[-1] == GuestRoute(IPv4Network("0.0.0.0/0"), gateway)
 
 
-@given(st.lists(st.builds(Route, networks, addresses), min_size=1, max_size=28))
-def test_encoded_routes_are_what_scapy_reads(routes: list[Route]) -> None:
+@given(st.lists(st.builds(GuestRoute, networks, addresses), min_size=1, max_size=28))
+def test_encoded_routes_are_what_scapy_reads(routes: list[GuestRoute]) -> None:
     read: list[Any] = DHCP(dhcp4_message.option(121, dhcp4_message.encode_routes(routes))).options
     assert read == [
         ("classless_static_routes", [f"{route.destination}:{route.gateway}" for route in routes])
@@ -336,7 +342,7 @@ def test_a_search_list_of_more_than_255_bytes_is_split() -> None:
     frame = discover4(wanting(119), ("max_dhcp_size", 1500))
     seen = answered(frame, "offer", MASQUERADE._replace(search=LONG))
     assert len(seen.options[119]) > 510
-    assert witness.names(seen.options[119]) == list(LONG)
+    assert scapy_packets.names(seen.options[119]) == list(LONG)
 
 
 def test_an_answer_stays_within_what_the_client_takes() -> None:
@@ -353,7 +359,7 @@ def test_as_much_of_a_long_search_list_is_given_as_there_is_room_for() -> None:
     settings = MASQUERADE._replace(search=tuple(names))
     seen = answered(discover4(wanting(119, 3, 15, 6, 12, 26, 42)), "offer", settings)  # ISC's dhclient
     assert len(seen.packet[IP]) <= 576
-    given = witness.names(seen.options[119])
+    given = scapy_packets.names(seen.options[119])
     assert 5 < len(given) < len(names)
     assert given == names[: len(given)]
     # It takes no room from what a guest needs more.
@@ -393,7 +399,7 @@ def test_options_are_laid_out_whole_and_within_bounds(
     assert layout.file == b"file" or not file
     assert layout.name == b"name" or not name
     header = bytes(44) + layout.name.ljust(64, b"\0") + layout.file.ljust(128, b"\0") + bytes(4)
-    found = witness.options4(header + layout.options)
+    found = scapy_packets.options4(header + layout.options)
     for index, value in enumerate(values):
         assert found.get(100 + index, value) == value
     if sum(len(item) for (item,) in chosen) + len(first) + len(tail) + 1 <= space:
@@ -410,7 +416,7 @@ AGENT = ("relay_agent_information", b"\x01\x04eth0\x02\x03abc")
 
 
 def test_a_relay_gets_the_answer_with_its_own_option_last() -> None:
-    client = {**RELAY, "chaddr": witness.packed("52:54:00:00:00:99")}
+    client = {**RELAY, "chaddr": scapy_packets.packed("52:54:00:00:00:99")}
     seen = answered(discover4(AGENT, **client), "offer")
     assert (seen.packet.dst, seen.packet[IP].dst, seen.packet[UDP].dport) == (GUEST_MAC, "10.0.2.7", 67)
     assert seen.bootp.giaddr == "10.0.2.7"
@@ -465,9 +471,9 @@ def test_an_option_in_pieces_is_joined() -> None:
 
 @pytest.mark.parametrize("name", ["discover", "request", "renew", "inform"])
 def test_the_windows_10_fixtures_are_what_their_comments_say(name: str) -> None:
-    comment, frame = witness.fixture(f"windows10-{name}.hex")
+    comment, frame = scapy_packets.fixture(f"windows10-{name}.hex")
     payload = bytes(Ether(frame)[UDP].payload)
-    found = witness.options4(payload)
+    found = scapy_packets.options4(payload)
     assert f"Options: {','.join(map(str, found))} " in comment
     assert f"list: {','.join(map(str, found[55]))} " in comment
     assert found[60] == b"MSFT 5.0"
@@ -476,7 +482,7 @@ def test_the_windows_10_fixtures_are_what_their_comments_say(name: str) -> None:
 WINDOWS = MASQUERADE._replace(
     v4=V4(
         *(IPv4Interface("10.0.2.2/24"), IPv4Address("10.0.2.1"), IPv4Address("10.0.2.1")),
-        (Route(IPv4Network("10.8.0.0/16"), IPv4Address("10.0.2.9")),),
+        (GuestRoute(IPv4Network("10.8.0.0/16"), IPv4Address("10.0.2.9")),),
     )
 )
 
@@ -486,13 +492,13 @@ WINDOWS = MASQUERADE._replace(
     [("discover", "offer"), ("request", "ack"), ("renew", "ack"), ("inform", "ack_inform")],
 )
 def test_windows_10_is_answered_as_it_needs(name: str, event: str) -> None:
-    seen = answered(witness.fixture(f"windows10-{name}.hex")[1], event, WINDOWS)
+    seen = answered(scapy_packets.fixture(f"windows10-{name}.hex")[1], event, WINDOWS)
     assert seen.address(54) == "10.0.2.1"  # four bytes: Windows takes no other
     assert seen.address(3) == "10.0.2.1"
     assert len(seen.options[6]) % 4 == 0
     assert seen.options[15] == b"default.svc.cluster.local"
-    assert witness.names(seen.options[119]) == list(WINDOWS.search)
+    assert scapy_packets.names(seen.options[119]) == list(WINDOWS.search)
     assert seen.options[249] == seen.options[121] == bytes.fromhex("100a080a000209" + "000a000201")
-    assert seen.options[61] == b"\x01" + witness.packed(GUEST_MAC)
+    assert seen.options[61] == b"\x01" + scapy_packets.packed(GUEST_MAC)
     assert (51 in seen.options) == (event != "ack_inform")
     assert seen.packet[IP].dst == "10.0.2.2"

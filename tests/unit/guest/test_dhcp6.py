@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from cnvnet.guest import dhcp6
 from cnvnet.guest.frames import Reply
 from cnvnet.guest.settings import FOREVER, Settings, checked
-from tests.unit.guest import witness
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
-from tests.unit.guest.witness import GUEST_LINK_LOCAL, GUEST_MAC, UDP, IPv6, client6, layers
-from tests.unit.guest.witness import dhcp6 as d
+from tests.unit.guest.scapy_packets import GUEST_LINK_LOCAL, GUEST_MAC, UDP, IPv6, client6, layers
+from tests.unit.guest.scapy_packets import dhcp6 as d
 
 OURS = "fd10:0:2::2"
 XID = 0x0A0B0C
@@ -41,12 +41,12 @@ def answered(frame: bytes, event: str, kind: Any, settings: Settings = MASQUERAD
     reply = ask(frame, settings)
     assert reply.event == event
     (answer,) = reply.frames
-    packet = witness.recomputed(answer)
+    packet = scapy_packets.recomputed(answer)
     assert (packet.src, packet.dst) == (settings.server_mac, GUEST_MAC)
     assert (packet[IPv6].dst, packet[UDP].sport, packet[UDP].dport) == (GUEST_LINK_LOCAL, 547, 546)
     assert IPv6Address(packet[IPv6].src).is_link_local
     assert packet[kind].trid == XID
-    assert bytes(packet[d.DHCP6OptServerId].duid) == b"\0\3\0\1" + witness.packed(settings.server_mac)
+    assert bytes(packet[d.DHCP6OptServerId].duid) == b"\0\3\0\1" + scapy_packets.packed(settings.server_mac)
     return packet
 
 
@@ -97,7 +97,7 @@ def test_rapid_commit_saves_the_client_two_messages() -> None:
     [(d.DHCP6_Request, [SERVER]), (d.DHCP6_Renew, [SERVER]), (d.DHCP6_Rebind, [])],
     ids=["request", "renew", "rebind"],
 )
-def test_who_has_our_address_keeps_it(kind: Any, server: list[Any]) -> None:
+def test_a_client_that_has_our_address_keeps_it(kind: Any, server: list[Any]) -> None:
     packet = answered(client6(kind(trid=XID), CLIENT, *server, ia(OURS)), "reply", d.DHCP6_Reply)
     assert leases(packet) == [(OURS, 999 * 86400, 999 * 86400)]
 
@@ -208,9 +208,9 @@ def test_a_client_that_tells_its_name_and_asks_learns_its_name(theirs: int, ours
 @pytest.mark.parametrize(
     "options",
     [(wanting(39),), (d.DHCP6OptClientFQDN(fqdn="desktop."),)],
-    ids=["asked without telling", "told without asking"],
+    ids=["asked without telling", "given without asking"],
 )
-def test_a_name_is_not_forced_on_anybody(options: tuple[Any, ...]) -> None:
+def test_a_name_is_not_forced_on_a_client(options: tuple[Any, ...]) -> None:
     packet = answered(
         client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia(), *options), "advertise", d.DHCP6_Advertise
     )
@@ -250,7 +250,7 @@ def test_nothing_is_sent_empty() -> None:
 
 
 def test_the_windows_solicit_is_what_its_comment_says_and_is_answered() -> None:
-    comment, frame = witness.fixture("windows-solicit.hex")
+    comment, frame = scapy_packets.fixture("windows-solicit.hex")
     message = dhcp6.parse(frame[62:])
     asked = "24,23,17,39"
     assert message.wanted == set(map(int, asked.split(",")))
@@ -266,7 +266,7 @@ MANY = tuple(f"n{index:02}.{'y' * 52}.example" for index in range(32))
 
 
 @pytest.mark.parametrize("mtu", [1280, 1400])
-def test_a_search_list_that_does_not_fit_loses_its_end_and_nobody_an_address(mtu: int) -> None:
+def test_a_search_list_that_does_not_fit_loses_its_end_and_no_client_an_address(mtu: int) -> None:
     settings = MASQUERADE._replace(mtu=mtu, search=MANY)
     name = d.DHCP6OptClientFQDN(fqdn="desktop.")
     frame = client6(d.DHCP6_Solicit(trid=XID), CLIENT, ia(), name, wanting(24, 23, 39))

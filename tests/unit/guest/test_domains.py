@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.guest import domains
-from tests.unit.guest import witness
+from tests.unit.guest import scapy_packets
 
 labels = st.from_regex(r"[a-z][a-z0-9]{0,62}", fullmatch=True)
 domain_names = st.builds(".".join, st.lists(labels, min_size=1, max_size=6))
@@ -16,12 +16,12 @@ search_lists = st.lists(
 
 @given(search_lists)
 def test_what_is_compressed_is_what_scapy_reads(search: list[str]) -> None:
-    assert witness.names(domains.compress(search)) == search
+    assert scapy_packets.names(domains.compress(search)) == search
 
 
 @given(search_lists)
 def test_what_is_not_compressed_is_what_scapy_reads(search: list[str]) -> None:
-    assert witness.names(domains.encode_list(search)) == search
+    assert scapy_packets.names(domains.encode_list(search)) == search
 
 
 def test_a_pods_search_list_says_each_tail_once() -> None:
@@ -31,7 +31,7 @@ def test_a_pods_search_list_says_each_tail_once() -> None:
 
 def test_no_pointer_leads_beyond_what_its_fourteen_bits_can_say() -> None:
     search = [f"{index:0>60}.{'a' * 60}{index % 10}.example" for index in range(400)]
-    assert witness.names(domains.compress(search)) == search
+    assert scapy_packets.names(domains.compress(search)) == search
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_names_that_no_guest_could_use_are_left_out(given: str, cleaned: str) ->
 def test_whatever_is_let_through_can_be_encoded(text: str) -> None:
     name = domains.cleaned(text)
     if name:
-        assert witness.names(domains.encode(name)) == [name]
+        assert scapy_packets.names(domains.encode(name)) == [name]
         assert len(domains.encode(name)) <= 255
 
 
@@ -87,12 +87,3 @@ def test_the_longest_domain_stands_for_all() -> None:
         "default.svc.cluster.local"
     )
     assert domains.main_domain(()) == ""
-
-
-def test_a_subdomain_goes_in_front_once() -> None:
-    search = ("default.svc.cluster.local", "svc.cluster.local", "corp.example")
-    longer = ("peers.default.svc.cluster.local", *search)
-    assert domains.with_subdomain(search, "peers") == longer
-    assert domains.with_subdomain(longer, "peers") == longer
-    assert domains.with_subdomain(search, "") == search
-    assert domains.with_subdomain(("corp.example",), "peers") == ("corp.example",)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.guest import frames
-from cnvnet.guest.frames import Ends, Ignored
-from tests.unit.guest import witness
-from tests.unit.guest.witness import UDP, Ether, IPv6
+from cnvnet.guest.frames import Endpoints, Ignored
+from tests.unit.guest import scapy_packets
+from tests.unit.guest.scapy_packets import UDP, Ether, IPv6
 
 ports = st.integers(1, 65535)
 payloads = st.binary(max_size=600)
-ENDS4 = Ends(b"\x02" * 6, b"\x52" * 6, bytes((10, 0, 2, 1)), bytes((10, 0, 2, 2)))
+ENDS4 = Endpoints(b"\x02" * 6, b"\x52" * 6, bytes((10, 0, 2, 1)), bytes((10, 0, 2, 2)))
 ENDS6 = ENDS4._replace(source=bytes.fromhex("fe80" + "0" * 27 + "1"), destination=frames.ALL_NODES)
 
 
@@ -28,7 +28,7 @@ def test_the_checksum_is_that_of_rfc_1071(data: bytes) -> None:
 @given(payloads, ports, ports)
 def test_a_built_ipv4_datagram_is_read_by_scapy_and_by_us(payload: bytes, source: int, port: int) -> None:
     frame = frames.build_udp4(ENDS4, source, port, payload)
-    assert bytes(witness.recomputed(frame)[UDP].payload) == payload
+    assert bytes(scapy_packets.recomputed(frame)[UDP].payload) == payload
     read = frames.udp4(frame, port)
     assert read == frames.Datagram(ENDS4.link_source, ENDS4.source, ENDS4.destination, source, payload)
 
@@ -36,7 +36,7 @@ def test_a_built_ipv4_datagram_is_read_by_scapy_and_by_us(payload: bytes, source
 @given(payloads, ports, ports)
 def test_a_built_ipv6_datagram_is_read_by_scapy_and_by_us(payload: bytes, source: int, port: int) -> None:
     frame = frames.build_udp6(ENDS6, source, port, payload)
-    assert bytes(witness.recomputed(frame)[UDP].payload) == payload
+    assert bytes(scapy_packets.recomputed(frame)[UDP].payload) == payload
     read = frames.udp6(frame, port)
     assert read == frames.Datagram(ENDS6.link_source, ENDS6.source, ENDS6.destination, source, payload)
 
@@ -44,7 +44,10 @@ def test_a_built_ipv6_datagram_is_read_by_scapy_and_by_us(payload: bytes, source
 @given(payloads)
 def test_a_datagram_of_scapys_is_read(payload: bytes) -> None:
     frame = bytes(
-        Ether(src=witness.GUEST_MAC) / witness.IP(src="10.0.2.2", dst="10.0.2.1") / UDP(dport=67) / payload
+        Ether(src=scapy_packets.GUEST_MAC)
+        / scapy_packets.IP(src="10.0.2.2", dst="10.0.2.1")
+        / UDP(dport=67)
+        / payload
     )
     read = frames.udp4(frame + b"\0" * 9, 67)  # Ethernet pads short frames
     assert read is not None
@@ -55,13 +58,15 @@ def test_a_datagram_of_scapys_is_read(payload: bytes) -> None:
 def test_a_built_icmp6_message_has_scapys_checksum_and_is_read_by_us(body: bytes) -> None:
     frame = frames.build_icmp6(ENDS6, 200, body)
     unsummed = frame[54:56] + b"\0\0" + body
-    assert int.from_bytes(frame[56:58], "big") == witness.inet6.in6_chksum(58, IPv6(frame[14:54]), unsummed)
+    assert int.from_bytes(frame[56:58], "big") == scapy_packets.inet6.in6_chksum(
+        58, IPv6(frame[14:54]), unsummed
+    )
     read = frames.icmp6(frame)
     assert read == (ENDS6.link_source, ENDS6.source, ENDS6.destination, 255, 200, 0, body)
 
 
 def test_a_checksum_that_the_guest_left_to_its_card_is_let_through() -> None:
-    frame = bytearray(witness.discover4())
+    frame = bytearray(scapy_packets.discover4())
     length = len(frame) - 34
     pseudo = bytes(frame[26:34]) + struct.pack("!HH", 17, length)
     total = sum(struct.unpack("!6H", pseudo))
@@ -73,7 +78,7 @@ def test_a_checksum_that_the_guest_left_to_its_card_is_let_through() -> None:
 
 
 def test_no_checksum_is_fine_for_ipv4() -> None:
-    frame = bytearray(witness.discover4())
+    frame = bytearray(scapy_packets.discover4())
     frame[40:42] = b"\0\0"
     assert frames.udp4(bytes(frame), 67) is not None
 
@@ -96,9 +101,3 @@ def test_a_flipped_bit_in_a_datagram_is_noticed(payload: bytes, data: st.DataObj
 def test_what_is_no_mac_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"MAC address|hexadecimal"):
         frames.mac(text)
-
-
-def test_the_link_local_address_of_kubevirts_bridge() -> None:
-    assert frames.link_local(bytes.fromhex("020000000000")) == bytes.fromhex(
-        "fe80000000000000000000fffe000000"
-    )

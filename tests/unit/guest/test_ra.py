@@ -7,10 +7,10 @@ import pytest
 
 from cnvnet.guest import ra
 from cnvnet.guest.settings import Settings, checked
-from tests.unit.guest import witness
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
-from tests.unit.guest.witness import GUEST_LINK_LOCAL, GUEST_MAC, Ether, IPv6
-from tests.unit.guest.witness import inet6 as nd
+from tests.unit.guest.scapy_packets import GUEST_LINK_LOCAL, GUEST_MAC, Ether, IPv6
+from tests.unit.guest.scapy_packets import inet6 as nd
 
 
 def solicitation(source: str = GUEST_LINK_LOCAL, *options: Any) -> bytes:
@@ -21,7 +21,7 @@ def solicitation(source: str = GUEST_LINK_LOCAL, *options: Any) -> bytes:
     return bytes(packet)
 
 
-def offer(settings: Settings) -> ra.Offer:
+def offer(settings: Settings) -> ra.RaOffer:
     found = ra.prepare(checked(settings))
     assert found is not None
     return found
@@ -30,7 +30,7 @@ def offer(settings: Settings) -> ra.Offer:
 def answered(frame: bytes, settings: Settings = MASQUERADE) -> Any:
     reply = ra.reply(offer(settings), frame)
     assert reply.event == "advertisement"
-    return witness.recomputed(reply.frames[0])
+    return scapy_packets.recomputed(reply.frames[0])
 
 
 def test_a_solicitation_is_answered_to_its_sender() -> None:
@@ -45,7 +45,7 @@ def test_a_short_lease_does_not_take_the_link_away_between_two_advertisements() 
     assert packet[nd.ICMPv6NDOptPrefixInfo].validlifetime == packet[nd.ICMPv6ND_RA].routerlifetime == 65535
 
 
-def test_a_solicitation_from_nobody_is_answered_to_all_as_the_periodic_one_is() -> None:
+def test_a_solicitation_from_the_unspecified_address_is_answered_to_all_as_the_periodic_one_is() -> None:
     packet = answered(solicitation("::"))
     assert (packet.dst, packet[IPv6].dst) == ("33:33:00:00:00:01", "ff02::1")
     assert bytes(packet) == ra.advertise(offer(MASQUERADE))
@@ -91,7 +91,7 @@ def test_a_network_without_a_default_route_names_its_routes() -> None:
     v6 = MASQUERADE.v6._replace(default_route=False, routes=routes)
     packet = answered(solicitation(), MASQUERADE._replace(v6=v6))
     assert packet[nd.ICMPv6ND_RA].routerlifetime == 0
-    found = witness.layers(packet, nd.ICMPv6NDOptRouteInfo)
+    found = scapy_packets.layers(packet, nd.ICMPv6NDOptRouteInfo)
     assert [f"{route.prefix}/{route.plen}" for route in found] == list(map(str, routes))
 
 
@@ -101,11 +101,18 @@ def test_nothing_is_sent_empty() -> None:
     assert not packet.haslayer(nd.ICMPv6NDOptDNSSL)
 
 
+def test_an_mtu_of_ipv6_alone_is_advertised() -> None:
+    assert MASQUERADE.v6 is not None
+    settings = MASQUERADE._replace(mtu=1500, v6=MASQUERADE.v6._replace(mtu=1450))
+    frame = ra.advertise(offer(settings))
+    assert scapy_packets.recomputed(frame)[nd.ICMPv6NDOptMTU].mtu == 1450
+
+
 def test_a_search_list_that_does_not_fit_loses_its_end() -> None:
     search = tuple(f"{index:0>60}.{'y' * 60}.example" for index in range(20))
     frame = ra.advertise(offer(MASQUERADE._replace(mtu=1280, search=search)))
     assert len(frame) - 14 <= 1280
-    found = witness.recomputed(frame)[nd.ICMPv6NDOptDNSSL].searchlist
+    found = scapy_packets.recomputed(frame)[nd.ICMPv6NDOptDNSSL].searchlist
     assert 5 < len(found) < 20
     assert found == [f"{name}." for name in search[: len(found)]]
 

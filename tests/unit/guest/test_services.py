@@ -8,42 +8,47 @@ from hypothesis import strategies as st
 
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.guest import arp, dhcp4, dhcp6, ra, services
-from cnvnet.guest.settings import Neighbour, Settings
-from tests.unit.guest import witness
+from cnvnet.guest.settings import GuestNeighbour, Settings
+from tests.unit.guest import scapy_packets
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT, SERVER_MAC
-from tests.unit.guest.witness import IP, UDP, Ether, IPv6, inet6
-from tests.unit.guest.witness import dhcp6 as d
+from tests.unit.guest.scapy_packets import IP, UDP, Ether, IPv6, inet6
+from tests.unit.guest.scapy_packets import dhcp6 as d
 
-CORPUS = sorted(path.stem for path in (witness.DATA / "fuzz").glob("*.hex"))
+CORPUS = sorted(path.stem for path in (scapy_packets.DATA / "fuzz").glob("*.hex"))
 # Everything on: also the neighbours, which masquerade has none of.
 GUEST_SETTINGS = MASQUERADE._replace(
-    neighbours=(Neighbour(IPv4Address("169.254.1.1"), "0a:58:a9:fe:01:01"),)
+    neighbours=(GuestNeighbour(IPv4Address("169.254.1.1"), "0a:58:a9:fe:01:01"),)
 )
 GUEST = services.prepare(GUEST_SETTINGS)
 BRIDGED = services.prepare(POINT_TO_POINT)
 
-_SOLICIT = witness.client6(
+_SOLICIT = scapy_packets.client6(
     d.DHCP6_Solicit(trid=1),
-    d.DHCP6OptClientId(duid=d.DUID_LL(lladdr=witness.GUEST_MAC)),
+    d.DHCP6OptClientId(duid=d.DUID_LL(lladdr=scapy_packets.GUEST_MAC)),
     d.DHCP6OptIA_NA(iaid=1),
     d.DHCP6OptOptReq(reqopts=[23, 24, 39, 56]),
 )
-_ENDS6 = Ether(src=witness.GUEST_MAC) / IPv6(src=witness.GUEST_LINK_LOCAL, dst="ff02::2", hlim=255)
+_ENDS6 = Ether(src=scapy_packets.GUEST_MAC) / IPv6(
+    src=scapy_packets.GUEST_LINK_LOCAL, dst="ff02::2", hlim=255
+)
 SOUND = {
-    "dhcp4": witness.discover4(("param_req_list", [1, 3, 6, 119]), ("client_id", b"\1abcdef")),
+    "dhcp4": scapy_packets.discover4(("param_req_list", [1, 3, 6, 119]), ("client_id", b"\1abcdef")),
     "dhcp6": _SOLICIT,
     "ra": bytes(_ENDS6 / inet6.ICMPv6ND_RS()),
     "nd": bytes(_ENDS6 / inet6.ICMPv6ND_NS(tgt="fe80::1")),
-    "arp": bytes(Ether(src=witness.GUEST_MAC) / witness.ARP(hwsrc=witness.GUEST_MAC, pdst="169.254.1.1")),
+    "arp": bytes(
+        Ether(src=scapy_packets.GUEST_MAC)
+        / scapy_packets.ARP(hwsrc=scapy_packets.GUEST_MAC, pdst="169.254.1.1")
+    ),
 }
 
-# Whoever may be the sender of an answer: the server, a router, a next hop that we answer for.
+# The senders that an answer may have: the server, a router, a next hop that we answer for.
 OURS = {SERVER_MAC, POINT_TO_POINT.server_mac, "0a:58:a9:fe:01:01"}
 
 
 def is_sound(frame: bytes) -> None:
     """What every answer has to be, whatever it answers."""
-    packet = witness.recomputed(frame)
+    packet = scapy_packets.recomputed(frame)
     assert not packet.src.startswith(("01:", "33:", "ff:"))
     assert len(frame) - 14 <= 9001
     if packet.haslayer(UDP):
@@ -54,18 +59,18 @@ def is_sound(frame: bytes) -> None:
 
 
 def is_fitting(question: bytes, answer: bytes) -> None:
-    """A sound answer that comes from whom we answer for, and goes to whom it is meant for."""
+    """A sound answer, from a host that we answer for to the one that has asked."""
     is_sound(answer)
-    asked, packet = Ether(question), witness.recomputed(answer)
+    asked, packet = Ether(question), scapy_packets.recomputed(answer)
     assert packet.src in OURS
-    if packet.haslayer(witness.ARP):
-        assert packet.dst == asked[witness.ARP].hwsrc
+    if packet.haslayer(scapy_packets.ARP):
+        assert packet.dst == asked[scapy_packets.ARP].hwsrc
         return
-    receivers = {asked.src, "33:33:00:00:00:01" if packet.haslayer(IPv6) else witness.BROADCAST_MAC}
-    if packet.haslayer(witness.BOOTP):
+    receivers = {asked.src, "33:33:00:00:00:01" if packet.haslayer(IPv6) else scapy_packets.BROADCAST_MAC}
+    if packet.haslayer(scapy_packets.BOOTP):
         # RFC 2131, section 4.1: to the hardware address in the message, unless a relay has sent it.
-        receivers.add(packet[witness.BOOTP].chaddr[:6].hex(":"))
-        assert packet[witness.BOOTP].xid == asked[witness.BOOTP].xid
+        receivers.add(packet[scapy_packets.BOOTP].chaddr[:6].hex(":"))
+        assert packet[scapy_packets.BOOTP].xid == asked[scapy_packets.BOOTP].xid
     assert packet.dst in receivers
     if packet.dst == "33:33:00:00:00:01":
         assert packet[IPv6].dst == "ff02::1"
@@ -74,13 +79,13 @@ def is_fitting(question: bytes, answer: bytes) -> None:
 
 @pytest.mark.parametrize("name", CORPUS)
 def test_the_corpus_is_counted_and_not_answered(name: str) -> None:
-    comment, frame = witness.fixture(f"fuzz/{name}.hex")
+    comment, frame = scapy_packets.fixture(f"fuzz/{name}.hex")
     service, event = comment.split(":")[0].split()
     assert services.answer(GUEST, frame) == (service, event, ())
 
 
 @pytest.mark.parametrize("service", SOUND)
-def test_each_service_answers_through_the_one_door(service: str) -> None:
+def test_each_service_answers_through_the_one_function(service: str) -> None:
     answer = services.answer(BRIDGED if service == "nd" else GUEST, SOUND[service])
     assert answer.service == service
     (frame,) = answer.frames
@@ -94,7 +99,7 @@ def test_random_bytes_are_passed_over(frame: bytes) -> None:
 
 @given(st.sampled_from([b"\x08\x00", b"\x08\x06", b"\x86\xdd"]), st.binary(max_size=400))
 def test_random_bytes_of_our_kinds_are_answered_fittingly_or_not_at_all(kind: bytes, rest: bytes) -> None:
-    question = b"\xff" * 6 + witness.packed(witness.GUEST_MAC) + kind + rest
+    question = b"\xff" * 6 + scapy_packets.packed(scapy_packets.GUEST_MAC) + kind + rest
     for guest in (GUEST, BRIDGED):
         for frame in services.answer(guest, question).frames:
             is_fitting(question, frame)
@@ -121,7 +126,7 @@ def test_random_bytes_behind_sound_headers_never_raise(service: str, rest: bytes
 
 @given(st.data())
 def test_random_messages_in_sound_datagrams_are_answered_soundly_or_not_at_all(data: st.DataObject) -> None:
-    kind, mac = data.draw(st.sampled_from(["dhcp4", "dhcp6", "icmp6"])), witness.GUEST_MAC
+    kind, mac = data.draw(st.sampled_from(["dhcp4", "dhcp6", "icmp6"])), scapy_packets.GUEST_MAC
     body = _mutated(
         data, {"dhcp4": SOUND["dhcp4"][42:], "dhcp6": _SOLICIT[62:], "icmp6": SOUND["ra"][54:]}[kind]
     )
@@ -174,7 +179,7 @@ def test_a_family_the_guest_does_not_have_is_passed_over() -> None:
 
 def test_the_periodic_announcement_is_the_routers() -> None:
     (frame,) = services.announcements(GUEST)
-    assert witness.recomputed(frame).haslayer(inet6.ICMPv6ND_RA)
+    assert scapy_packets.recomputed(frame).haslayer(inet6.ICMPv6ND_RA)
 
 
 def test_settings_that_cannot_be_served_are_refused_before_the_first_frame() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.guest.settings import V4, V6, Neighbour, checked
+from cnvnet.guest.settings import V4, V6, GuestNeighbour, checked
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT
 
 ADDRESS = IPv4Interface("10.0.2.2/24")
@@ -25,6 +25,8 @@ GATEWAY = IPv4Address("10.0.2.1")
         ({"guest_mac": "zz:00:00:00:00:00"}, "guest_mac 'zz:00:00:00:00:00': not a MAC address"),
         ({"mtu": 500}, "mtu 500: not between 576 and 65535"),
         ({"mtu": 1279}, "mtu 1279: IPv6 needs 1280 at least"),
+        ({"v4": V4(ADDRESS, GATEWAY, mtu=575)}, "v4.mtu 575: not between 576 and 65535"),
+        ({"v6": V6(IPv6Interface("fd00::2/64"), mtu=1279)}, "v6.mtu 1279: IPv6 needs 1280 at least"),
         ({"lease_seconds": 1}, "lease_seconds 1: not between 60 and 4294967295"),
         ({"boot_file": "a\nb"}, "boot_file 'a\\nb': not up to 255 printable ASCII characters"),
         ({"tftp_server": "é"}, "tftp_server 'é': not up to 255 printable ASCII characters"),
@@ -47,9 +49,9 @@ GATEWAY = IPv4Address("10.0.2.1")
             {"v6": V6(IPv6Interface("fd00::2/64"), IPv6Address("fd00::1"))},
             "v6.router fd00::1: a router is known by a link-local address",
         ),
-        ({"neighbours": (Neighbour(GATEWAY, "x"),)}, "neighbours 'x': not a MAC address"),
+        ({"neighbours": (GuestNeighbour(GATEWAY, "x"),)}, "neighbours 'x': not a MAC address"),
         (
-            {"neighbours": (Neighbour(IPv4Address("224.0.0.1"), "02:00:00:00:00:01"),)},
+            {"neighbours": (GuestNeighbour(IPv4Address("224.0.0.1"), "02:00:00:00:00:01"),)},
             "neighbours 224.0.0.1: not the address of one host",
         ),
     ],
@@ -77,7 +79,7 @@ def test_what_comes_along_from_a_pod_is_left_out_when_odd() -> None:
     assert settings.ntp_servers == ("10.0.0.9", "time.example")
 
 
-def test_the_router_is_what_owns_the_servers_mac_unless_told_otherwise() -> None:
+def test_the_router_is_what_owns_the_servers_mac_unless_configured_otherwise() -> None:
     v6 = checked(MASQUERADE).v6
     assert v6 is not None
     assert (v6.router, v6.router_mac) == (IPv6Address("fe80::ff:fe00:0"), "02:00:00:00:00:00")

@@ -8,7 +8,7 @@ import pytest
 
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.guest import settings_json
-from cnvnet.guest.settings import V4, Route, Settings, checked
+from cnvnet.guest.settings import V4, GuestRoute, Settings, checked
 from tests.unit.guest.guests import MASQUERADE, POINT_TO_POINT
 
 assert MASQUERADE.v4 is not None
@@ -21,9 +21,13 @@ FULL = POINT_TO_POINT._replace(
     lease_seconds=3600,
     v4=V4(
         *(MASQUERADE.v4.address, MASQUERADE.v4.server, None),
-        (Route(IPv4Network("10.8.0.0/16")), Route(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.9"))),
+        (
+            GuestRoute(IPv4Network("10.8.0.0/16")),
+            GuestRoute(IPv4Network("0.0.0.0/0"), IPv4Address("10.0.2.9")),
+        ),
+        mtu=1450,
     ),
-    v6=POINT_TO_POINT.v6._replace(default_route=False, routes=(IPv6Network("fd00:8::/32"),)),
+    v6=POINT_TO_POINT.v6._replace(default_route=False, routes=(IPv6Network("fd00:8::/32"),), mtu=1400),
 )
 
 
@@ -36,6 +40,14 @@ def test_settings_survive_a_record(settings: Settings) -> None:
 def test_keys_of_a_newer_version_are_skipped() -> None:
     document = settings_json.encode(MASQUERADE)
     assert settings_json.parse({**document, "novelty": 1}) == checked(MASQUERADE)
+
+
+def test_a_family_without_an_mtu_of_its_own_has_the_interfaces() -> None:
+    document = json.loads(json.dumps(settings_json.encode(MASQUERADE)))
+    for family in ("v4", "v6"):
+        del document[family]["mtu"]  # as an older version wrote it
+    found = settings_json.parse(document)
+    assert (found.ipv4_mtu, found.ipv6_mtu) == (MASQUERADE.mtu, MASQUERADE.mtu)
 
 
 def test_a_short_document_gets_the_defaults() -> None:

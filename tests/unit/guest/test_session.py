@@ -1,4 +1,4 @@
-"""One guest's turn, with a socket pair in the tap's place."""
+"""One guest's session, with a socket pair in the tap's place."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.guest import services, settings_json, tap_socket
-from cnvnet.guest.served import BURST, FRAMES_PER_SECOND, TURN, Guest
+from cnvnet.guest.session import BURST, FRAMES_PER_SECOND, TURN, GuestSession
 from tests.unit.guest.guests import MASQUERADE
+from tests.unit.guest.scapy_packets import Seen4, discover4
 from tests.unit.guest.test_services import SOUND
-from tests.unit.guest.witness import Seen4, discover4
 
 SETTINGS = settings_json.encode(MASQUERADE)
 SENDABLE = 100
@@ -26,7 +26,7 @@ class Wire:
 
     def __init__(self, tap: socket.socket, client: socket.socket) -> None:
         self.client = client
-        self.guest = Guest("vm1", tap, SETTINGS)
+        self.guest = GuestSession("vm1", tap, SETTINGS)
         self.counted = Counter[tuple[str, str]]()
         self.errors: list[str] = []
 
@@ -84,7 +84,7 @@ def test_a_turn_is_a_few_frames(wire: Wire) -> None:
     assert wire.heard() == 3
 
 
-def test_who_has_sent_too_much_waits_and_then_has_its_share(wire: Wire) -> None:
+def test_a_guest_that_has_sent_too_much_waits_and_then_has_its_share(wire: Wire) -> None:
     now, answered = 1000.0, 0
     wire.send(SENDABLE)
     while wire.turn(now):
@@ -124,7 +124,7 @@ def test_what_came_in_at_the_socket_before_is_answered_by_the_new_one(wire: Wire
 
 
 def test_a_mistake_in_a_codec_costs_one_frame(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> services.Answer:
+    def fail(*_: object) -> services.FrameAnswer:
         raise RuntimeError("oh")
 
     with monkeypatch.context() as patch:
@@ -150,13 +150,13 @@ def test_an_answer_that_finds_no_room_is_counted_and_forgotten(wire: Wire) -> No
 
 
 class DeadTap:
-    """A tap that is down says so once, to whoever asks first."""
+    """A tap that is down says so once, to the first caller."""
 
     def send(self, _: bytes) -> int:
         raise OSError(errno.ENETDOWN, "Network is down")
 
 
-def test_a_tap_that_turns_out_to_be_down_is_the_callers_to_look_after(wire: Wire) -> None:
+def test_a_tap_that_turns_out_to_be_down_is_the_callers_error(wire: Wire) -> None:
     wire.guest.tap = cast("socket.socket", DeadTap())
     with pytest.raises(OSError, match="down"):
         wire.guest.announce(wire.count)
@@ -166,7 +166,7 @@ def test_a_tap_that_turns_out_to_be_down_is_the_callers_to_look_after(wire: Wire
 def test_an_advertisement_goes_out_unasked_where_there_is_ipv6(wire: Wire) -> None:
     wire.guest.announce(wire.count)
     assert wire.heard() == 1
-    only4 = Guest("vm1", wire.guest.tap, settings_json.encode(MASQUERADE._replace(v6=None)))
+    only4 = GuestSession("vm1", wire.guest.tap, settings_json.encode(MASQUERADE._replace(v6=None)))
     only4.announce(wire.count)
     assert wire.heard() == 0
     assert wire.counted == {("ra", "announcement"): 1}
@@ -174,4 +174,4 @@ def test_an_advertisement_goes_out_unasked_where_there_is_ipv6(wire: Wire) -> No
 
 def test_settings_that_cannot_be_served_say_which_key_is_wrong(wire: Wire) -> None:
     with pytest.raises(InvalidConfig, match="mtu 7"):
-        Guest("vm1", wire.guest.tap, {**SETTINGS, "mtu": 7})
+        GuestSession("vm1", wire.guest.tap, {**SETTINGS, "mtu": 7})

@@ -1,4 +1,4 @@
-"""scapy as the independent witness: it builds what clients send and reads what we answer.
+"""Packets made and read by scapy, as a check of ours: what clients send, and what we answer.
 
 Nothing of the product is used here. scapy has no types, hence Any.
 """

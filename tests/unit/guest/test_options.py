@@ -10,8 +10,8 @@ import pytest
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.result import DNS
+from cnvnet.guest.options import GuestOptions
 from cnvnet.guest.settings import LEASE_SECONDS, V4, Settings
-from cnvnet.guest.wishes import Wishes
 
 NETWORK = Settings(
     server_mac="02:00:00:00:00:00",
@@ -20,21 +20,21 @@ NETWORK = Settings(
 )
 
 
-def parse(**keys: Any) -> Wishes:
-    return Wishes.parse(Fields({"guestServices": keys}))
+def parse(**keys: Any) -> GuestOptions:
+    return GuestOptions.parse(Fields({"guestServices": keys}))
 
 
-def test_without_the_key_guests_are_served_if_anybody_serves_them() -> None:
-    assert Wishes.parse(Fields({})) == Wishes(enabled=True, required=False)
-    assert Wishes.parse(Fields({"guestServices": None})) == Wishes(enabled=True, required=False)
+def test_without_the_key_guests_are_served_if_there_is_an_agent() -> None:
+    assert GuestOptions.parse(Fields({})) == GuestOptions(enabled=True, required=False)
+    assert GuestOptions.parse(Fields({"guestServices": None})) == GuestOptions(enabled=True, required=False)
 
 
 def test_with_the_key_they_have_to_be_served_unless_it_says_no() -> None:
-    assert parse() == Wishes(enabled=True, required=True)
-    assert parse(enabled=False) == Wishes(enabled=False, required=False)
+    assert parse() == GuestOptions(enabled=True, required=True)
+    assert parse(enabled=False) == GuestOptions(enabled=False, required=False)
 
 
-def test_every_key_is_told_to_the_guest() -> None:
+def test_every_key_reaches_the_guest() -> None:
     settings = parse(
         hostname="vm1",
         nameservers=["10.96.0.10", "fd00::a"],
@@ -60,10 +60,10 @@ def test_every_key_is_told_to_the_guest() -> None:
 def test_the_runtimes_dns_beats_the_networks() -> None:
     runtime = {"dns": {"servers": ["10.96.0.10"], "searches": ["svc.cluster.local"]}}
     dns = DNS(nameservers=("192.0.2.1", "127.0.0.53"), domain="example.org")
-    settings = Wishes.parse(Fields({"runtimeConfig": runtime})).complete(NETWORK, dns=dns)
+    settings = GuestOptions.parse(Fields({"runtimeConfig": runtime})).complete(NETWORK, dns=dns)
     assert settings.nameservers == (IPv4Address("10.96.0.10"),)
     assert settings.search == ("svc.cluster.local",)
-    settings = Wishes.parse(Fields({})).complete(NETWORK, dns=dns, hostname="vm1")
+    settings = GuestOptions.parse(Fields({})).complete(NETWORK, dns=dns, hostname="vm1")
     assert settings.nameservers == (IPv4Address("192.0.2.1"),)
     assert (settings.search, settings.hostname) == (("example.org",), "vm1")
     assert settings.lease_seconds == LEASE_SECONDS
@@ -105,4 +105,4 @@ def test_what_cannot_be_is_refused_by_its_key(keys: dict[str, Any], message: str
 
 def test_the_key_itself_has_to_be_an_object() -> None:
     with pytest.raises(InvalidConfig, match=r"^guestServices: expected an object, got a list"):
-        Wishes.parse(Fields({"guestServices": []}))
+        GuestOptions.parse(Fields({"guestServices": []}))

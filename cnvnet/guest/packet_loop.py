@@ -1,7 +1,7 @@
-"""The packet loop: one process, one thread, all guests of a node (python -m cnvnet.guest.responder FD).
+"""The packet loop: one process, one thread, all guests of a node (python -m cnvnet.guest.packet_loop FD).
 
-A guest's frame is answered at once or never. What one guest sends costs no other anything: each has its
-turn, and one that sends too much is not looked at until it has calmed down; its socket's small buffer fills,
+A guest's frame is answered at once or never. One guest's frames delay no other guest: the loop answers a few
+of each in turn, and does not read from one that sends too much for a while; its socket's small buffer fills,
 and the kernel drops the rest.
 """
 
@@ -19,23 +19,23 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from cnvnet.call_context import log
 from cnvnet.cni.errors import CNIError
-from cnvnet.diagnostics import say
 from cnvnet.guest import channel, tap_socket
-from cnvnet.guest.channel import Channel, Drop, Refused, Serve
-from cnvnet.guest.served import Guest
+from cnvnet.guest.channel import Channel, Drop, RefusedRequest, Serve
+from cnvnet.guest.session import GuestSession
 
-# Seconds. A router's lifetime is 18 hours: this is for a guest that has missed or lost it.
+# Seconds between advertisements. A router's lifetime is 18 hours: this is for a guest that has missed it.
 _ANNOUNCE: Final = 600.0
-# How long a guest that has had its share is not looked at.
+# Seconds without reading from a guest that has used up its tokens.
 _CALM: Final = 0.25
-# Between looks at a tap that is down. Its deletion is not told when it was down before.
+# Seconds between two looks at a tap that is down: the kernel does not report the deletion of such a one.
 _FIRST_LOOK: Final = 0.05
 _LAST_LOOK: Final = 10.0
 
-# Guests of one step, so that the channel has its turn among hundreds; epoll goes round them by itself.
+# Ready sockets of one step, so that the channel is read among hundreds of guests; epoll rotates them itself.
 _AT_ONCE: Final = 64
-# An answer has to fit into the channel, whatever it quotes.
+# Characters: an answer has to fit into the channel, whatever it quotes.
 _LONGEST_REASON: Final = 400
 
 _TROUBLE: Final = select.EPOLLERR | select.EPOLLHUP
@@ -47,19 +47,19 @@ class Timer(NamedTuple):
 
     when: float
     serial: int
-    deed: Callable[[Guest], None]
-    guest: Guest
+    action: Callable[[GuestSession], None]
+    guest: GuestSession
 
 
-class Responder:
-    """The loop and all it knows. Only the other end of the channel ends it."""
+class PacketLoop:
+    """The loop and its state. Closing the other end of the channel is all that ends it."""
 
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN | select.EPOLLRDHUP)
-        self._guests: dict[str, Guest] = {}
-        self._by_fd: dict[int, Guest] = {}
+        self._guests: dict[str, GuestSession] = {}
+        self._by_fd: dict[int, GuestSession] = {}
         self._timers: list[Timer] = []
         self._serial = 0
         self._counters: dict[tuple[str, str], int] = {}
@@ -89,11 +89,11 @@ class Responder:
                 self._attend(events)
         while self._timers and self._timers[0].when <= time.monotonic():
             timer = heapq.heappop(self._timers)
-            timer.deed(timer.guest)
+            timer.action(timer.guest)
 
-    def _after(self, seconds: float, deed: Callable[[Guest], None], guest: Guest) -> None:
+    def _after(self, seconds: float, action: Callable[[GuestSession], None], guest: GuestSession) -> None:
         self._serial += 1
-        heapq.heappush(self._timers, Timer(time.monotonic() + seconds, self._serial, deed, guest))
+        heapq.heappush(self._timers, Timer(time.monotonic() + seconds, self._serial, action, guest))
 
     def _attend(self, events: int) -> None:
         """One request from the channel, or room in it."""
@@ -106,7 +106,7 @@ class Responder:
             answer = self._do(self._control.receive(ended=bool(events & _ENDED)))
         except BlockingIOError:
             return
-        except Refused as e:
+        except RefusedRequest as e:
             answer = {"refused": e.name, "reason": str(e)} if e.name else {"error": str(e)}
         self._tell(answer)
 
@@ -126,11 +126,11 @@ class Responder:
         return self._totals()
 
     def _serve(self, request: Serve) -> Mapping[str, object]:
-        """A guest that cannot be served as asked goes on being served as it was."""
+        """A guest whose new settings cannot be used goes on being served with its old ones."""
         tap = None
         try:
             tap = tap_socket.adopt(request.fd)
-            guest = Guest(request.name, tap, request.settings)
+            guest = GuestSession(request.name, tap, request.settings, tells=request.events)
             self._epoll.register(tap, select.EPOLLIN)
         except Exception as e:  # noqa: BLE001 -- a record of another version may hold anything
             if tap is not None:
@@ -144,8 +144,8 @@ class Responder:
         self._after(0.0, self._announce, guest)  # behind the answer
         return {"served": guest.name}
 
-    def _hand_over(self, before: Guest, guest: Guest) -> None:
-        """The guest asks once and waits for seconds: what it has asked already is not thrown away."""
+    def _hand_over(self, before: GuestSession, guest: GuestSession) -> None:
+        """Answers what the guest has asked already: it would wait for seconds before it asks again."""
         try:
             guest.take_over(before.tap, self._count)
         except OSError:
@@ -170,12 +170,12 @@ class Responder:
         kind = service, error.partition(":")[0]
         if error and kind not in self._complained:
             self._complained.add(kind)
-            say(f"{service}: a frame could not be answered: {error} (said once)")
+            log(f"{service}: a frame could not be answered: {error} (said once)")
 
-    def _look_at(self, guest: Guest, events: int) -> None:
+    def _look_at(self, guest: GuestSession, events: int) -> None:
         try:
             if events & _TROUBLE:
-                number = guest.tap.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # which takes it away
+                number = guest.tap.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
                 if number:
                     raise OSError(number, os.strerror(number))
             if not events & select.EPOLLIN:
@@ -184,26 +184,34 @@ class Responder:
         except OSError as e:
             self._on_error(guest, e)
             return
+        self._tell_events(guest)
         if not calm:
             self._throttled += 1
             self._epoll.modify(guest.tap, 0)  # errors still come
             self._after(_CALM, self._resume, guest)
 
-    def _resume(self, guest: Guest) -> None:
+    def _tell_events(self, guest: GuestSession) -> None:
+        """Reports as many events as the channel has room for: answers to requests come first."""
+        events = guest.events.take()
+        while events and not self._control.is_full():
+            self._tell({"heard": guest.name, **events.pop(0)._asdict()})
+        guest.events.lose(events)
+
+    def _resume(self, guest: GuestSession) -> None:
         self._epoll.modify(guest.tap, select.EPOLLIN)
 
-    def _on_error(self, guest: Guest, error: OSError) -> None:
+    def _on_error(self, guest: GuestSession, error: OSError) -> None:
         if error.errno not in (errno.ENETDOWN, errno.ENXIO):
             self._lose(guest, _reason(error))
         elif not guest.pause:
             guest.pause = _FIRST_LOOK
             self._look_for(guest)
 
-    def _look_for(self, guest: Guest) -> None:
-        """Whether a tap that was down is up again, or gone: its socket does not tell either for certain."""
+    def _look_for(self, guest: GuestSession) -> None:
+        """Whether a tap that was down is up again, or gone: its socket reports neither for certain."""
         state = tap_socket.state(guest.tap)
         if state == tap_socket.GONE:
-            self._lose(guest, "the tap is gone")
+            self._lose(guest, channel.TAP_GONE)
         elif state == tap_socket.UP:
             guest.pause = 0.0
             self._advertise(guest)
@@ -211,24 +219,24 @@ class Responder:
             self._after(guest.pause, self._look_for, guest)
             guest.pause = min(guest.pause * 2, _LAST_LOOK)
 
-    def _announce(self, guest: Guest) -> None:
+    def _announce(self, guest: GuestSession) -> None:
         if guest.announcements:
-            # A fifth more or less, lest all guests of a node have it at once for ever.
+            # A fifth more or less, so that the guests of a node do not get theirs all at once for ever.
             jitter = 0.8 + 0.4 * os.urandom(1)[0] / 255
             self._after(_ANNOUNCE * jitter, self._announce, guest)
             self._advertise(guest)
 
-    def _advertise(self, guest: Guest) -> None:
+    def _advertise(self, guest: GuestSession) -> None:
         try:
             guest.announce(self._count)
         except OSError as e:
             self._on_error(guest, e)
 
-    def _lose(self, guest: Guest, reason: str) -> None:
+    def _lose(self, guest: GuestSession, reason: str) -> None:
         self._forget(guest)
         self._tell({"lost": guest.name, "reason": reason})
 
-    def _forget(self, guest: Guest) -> None:
+    def _forget(self, guest: GuestSession) -> None:
         self._dropped += tap_socket.take_drops(guest.tap)
         del self._guests[guest.name]
         del self._by_fd[guest.tap.fileno()]
@@ -253,16 +261,17 @@ def main() -> int:
         if (end.family, end.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
             raise ValueError("not an AF_UNIX SOCK_SEQPACKET socket")
     except (IndexError, ValueError, OSError) as e:
-        say(f"cnvnet.guest.responder FD: {e}")
+        log(f"cnvnet.guest.packet_loop FD: {e}")
         return 2
     end.set_inheritable(False)
-    # Whoever presses Ctrl-C means the agent, which ends us by closing the channel. SIGTERM just ends us.
+    # Ctrl-C in a terminal is for the agent, which ends the loop by closing the channel. SIGTERM ends it at
+    # once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # a blocked one would be inherited
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    Responder(Channel(end)).run()
+    PacketLoop(Channel(end)).run()
     return 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from cnvnet.guest import services, settings_json, tap_socket
 from cnvnet.guest.settings import Settings
 from cnvnet.kernel import netns
-from tests.functional.masquerade.lab import PATIENCE, open_tap
+from tests.functional.masquerade.masquerade_pod import PATIENCE, open_tap
 from tests.harness import Sandbox, namespace
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 class Loop:
     """A running packet loop and the agent's end of its channel."""
 
-    def __init__(self, undo: ExitStack, program: Sequence[str] = ("-m", "cnvnet.guest.responder")) -> None:
+    def __init__(self, undo: ExitStack, program: Sequence[str] = ("-m", "cnvnet.guest.packet_loop")) -> None:
         self.end, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(self.end.close)
         self.end.settimeout(PATIENCE)

@@ -1,8 +1,8 @@
-"""The key `guestServices`: what a guest is to be told by DHCP, DHCPv6 and router advertisements.
+"""The key `guestServices`: what a guest gets by DHCP, DHCPv6 and router advertisements.
 
 Its keys are those of a VM's `dhcpOptions` in KubeVirt and some more. Name servers and search domains come
 from it, else from the runtime (the capability `dns`), else from the network's own result; where none of
-them says anything the node's agent takes the pod's resolv.conf.
+them has any, the node's agent takes those of the pod's resolv.conf.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from cnvnet.guest import domains, resolvconf
 from cnvnet.guest.settings import FOREVER, LEASE_SECONDS, Settings, checked
 
 
-class Wishes(NamedTuple):
+class GuestOptions(NamedTuple):
     """What the configuration says about a guest's services.
 
-    Without the key a guest is served if the node has an agent (`enabled`), with it, it has to be
-    (`required`); then, with `autostart`, an ADD that finds no agent starts one. What is called like a field
-    of Settings becomes that field.
+    A field with the name of a field of Settings becomes that field.
     """
 
+    # The guest is served if the node has an agent.
     enabled: bool = True
+    # The key is there: an ADD without an agent fails.
     required: bool = False
+    # An ADD without an agent starts one first.
     autostart: bool = True
     hostname: str = ""
     nameservers: tuple[IPv4Address | IPv6Address, ...] = ()
@@ -39,11 +40,12 @@ class Wishes(NamedTuple):
     lease_seconds: int = LEASE_SECONDS
 
     @classmethod
-    def parse(cls, fields: Fields) -> Wishes:
+    def parse(cls, fields: Fields) -> GuestOptions:
         """From the whole configuration. Raises InvalidConfig naming the key."""
         key = fields.fields("guestServices")
         enabled = key.flag("enabled", default=True)
         dns = runtime_config(fields).fields("dns")
+        dns.know("options")  # the capability has them, no protocol does
         nameservers = [
             as_address(text, f"{key.path('nameservers')}[{index}]")
             for index, text in enumerate(key.texts("nameservers"))
@@ -63,15 +65,15 @@ class Wishes(NamedTuple):
         )
 
     def complete(self, settings: Settings, *, dns: DNS, hostname: str = "") -> Settings:
-        """A network's settings with the wishes put in; `dns` and `hostname` count where they say nothing.
+        """A network's settings with these options; `dns` and `hostname` count where the options have none.
 
         Raises InvalidConfig when the whole cannot be given to a guest.
         """
-        told = {name: value for name, value in self._asdict().items() if name in Settings._fields}
-        told["hostname"] = self.hostname or hostname
-        told["nameservers"] = self.nameservers or resolvconf.usable(dns.nameservers)
-        told["search"] = self.search or dns.search or ((dns.domain,) if dns.domain else ())
-        return checked(settings._replace(**told))
+        fields = {name: value for name, value in self._asdict().items() if name in Settings._fields}
+        fields["hostname"] = self.hostname or hostname
+        fields["nameservers"] = self.nameservers or resolvconf.usable(dns.nameservers)
+        fields["search"] = self.search or dns.search or ((dns.domain,) if dns.domain else ())
+        return checked(settings._replace(**fields))
 
 
 def _hostname(key: Fields) -> str:
@@ -90,15 +92,15 @@ def _text(key: Fields, name: str) -> str:
 
 
 def _private_options(key: Fields) -> tuple[tuple[int, str], ...]:
-    found: dict[int, str] = {}
+    values: dict[int, str] = {}
     for item in key.each("privateOptions") or ():
         option = item.integer("option", minimum=224, maximum=254)
         value = item.required("value")
         if not option:
             raise InvalidConfig(f"{item.path('option')}: required")
-        if option in found:
+        if option in values:
             raise InvalidConfig(f"{item.path('option')}: {option} is given twice")
         if len(value.encode(errors="surrogatepass")) > 255:
             raise InvalidConfig(f"{item.path('value')}: longer than 255 bytes")
-        found[option] = value
-    return tuple(found.items())
+        values[option] = value
+    return tuple(values.items())
