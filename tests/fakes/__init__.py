@@ -1,0 +1,1 @@
+"""What the kernel does, in memory, for unit tests; the functional tests hold it against the real one."""
