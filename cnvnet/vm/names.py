@@ -18,22 +18,27 @@ _HEX: Final = frozenset("0123456789abcdef")
 _LENGTH: Final = 11
 
 
-class Names(NamedTuple):
-    """The links that belong to one interface of a VM.
+class PodLinkNames(NamedTuple):
+    """The links that belong to one interface of a VM."""
 
-    `pod` is the pod's interface, `bridge` the one behind it, `nic` what the bridge binding renames the pod's
-    interface to, `tap` what QEMU opens.
-    """
-
+    # The pod's interface.
     pod: str
+    # The bridge behind it.
     bridge: str
+    # What the bridge binding renames the pod's interface to.
     nic: str
+    # What QEMU opens.
     tap: str
 
 
 def hashed(network: str) -> str:
     """The pod's interface for a network that a VM's spec calls `network` (spec.networks[].name)."""
     return _POD + _hash(network)
+
+
+def ordinal(number: int) -> str:
+    """The pod's interface for a VM's secondary network of this number, from 1, in the older scheme."""
+    return f"{_ORDINAL}{number}"
 
 
 def is_hashed(ifname: str) -> bool:
@@ -45,22 +50,22 @@ def is_hashed(ifname: str) -> bool:
 def is_ordinal(ifname: str) -> bool:
     """Whether a name is of the older scheme, net1, net2, and so on.
 
-    A single link of such a name makes KubeVirt name all links of the VM by that scheme: nobody who does not
-    have to may create or report one.
+    A single link of such a name makes KubeVirt name all links of the VM by that scheme: no part may create
+    or report one without need.
     """
     digits = ifname.removeprefix(_ORDINAL)
     return ifname.startswith(_ORDINAL) and digits.isascii() and digits.isdigit()
 
 
-def of(pod_ifname: str) -> Names:
+def of(pod_ifname: str) -> PodLinkNames:
     """All names for a pod's interface; those of one too long for the affixes are made of its hash."""
     stem = pod_ifname.removeprefix(_POD)
     if not stem or len(stem.encode(errors="surrogatepass")) > _LENGTH:
         stem = _hash(pod_ifname)
-    # Only interfaces of secondary networks are told apart: a primary one may have any name (ovn-udn1).
+    # Only interfaces of secondary networks are distinguished: a primary one may have any name (ovn-udn1).
     secondary = is_hashed(pod_ifname) or is_ordinal(pod_ifname)
     tap = f"tap{pod_ifname[3:]}" if secondary else "tap0"
-    return Names(pod_ifname, f"k6t-{stem}", f"{stem}-nic", tap)
+    return PodLinkNames(pod_ifname, f"k6t-{stem}", f"{stem}-nic", tap)
 
 
 def _hash(text: str) -> str:

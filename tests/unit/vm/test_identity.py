@@ -1,4 +1,4 @@
-"""Who a request is for: args.cni.vm, CNI_ARGS, and nobody's word inside Kubernetes."""
+"""The VM that a request is for: args.cni.vm or CNI_ARGS, and neither inside Kubernetes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from typing import Any
 
 import pytest
 
+from cnvnet.attachment.record import RecordedVM
+from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields
-from cnvnet.vm.identity import VM, identify, in_kubernetes
+from cnvnet.guest import domains
+from cnvnet.vm.identity import VM, Named, claim, in_kubernetes, named
+
+
+def claimed(vm: Any = None, **args: str) -> VM | PodRef | None:
+    config = {} if vm is None else {"args": {"cni": {"vm": vm}}}
+    return claim(Fields(config), args, "eth0")
 
 
 def of(vm: Any = None, **args: str) -> VM | None:
-    config = {} if vm is None else {"args": {"cni": {"vm": vm}}}
-    return identify(Fields(config), args, "eth0")
+    """The VM that a call outside Kubernetes is for."""
+    found = claimed(vm, **args)
+    assert not isinstance(found, PodRef)
+    return found
 
 
 def test_a_container_that_says_nothing_is_no_vm() -> None:
@@ -52,7 +62,7 @@ def test_args_beat_cni_args_as_a_whole() -> None:
             'CNI_ARGS VM_NAME: "-vm" is not a name of a VM (a-z, 0-9, - and ., 253 characters at most)',
         ),
         (
-            {"VM_NAME": "a" * 70},
+            {"VM_NAME": "a" * 254},
             f'CNI_ARGS VM_NAME: "{"a" * 61}..." is not a name of a VM '
             "(a-z, 0-9, - and ., 253 characters at most)",
         ),
@@ -99,10 +109,35 @@ def test_a_wrong_key_is_named(vm: Any, message: str) -> None:
     assert caught.value.msg == message
 
 
+@pytest.mark.parametrize("name", ["a" * 253, "a." * 126 + "b", "vm" + "-" * 100 + "x", "0"])
+def test_a_name_may_be_as_long_in_one_label_as_kubernetes_lets_it(name: str) -> None:
+    for vm in (of(VM_NAME=name), of({"name": name})):
+        assert vm is not None
+        assert vm.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "hostname"),
+    [
+        ("vm-a", "vm-a"),
+        ("web.example.org", "web"),
+        ("a" * 253, "a" * 63),
+        ("a" * 62 + "--b", "a" * 62),
+        ("x" + "-" * 100 + "y.z", "x"),
+    ],
+)
+def test_the_guest_is_called_by_the_first_label(name: str, hostname: str) -> None:
+    vm = of(VM_NAME=name)
+    assert vm is not None
+    assert vm.hostname == hostname
+    assert domains.cleaned(vm.hostname) == hostname
+
+
 @pytest.mark.parametrize("argument", ["K8S_POD_UID", "K8S_POD_NAME", "K8S_POD_NAMESPACE"])
-def test_inside_kubernetes_nobody_says_who_they_are(argument: str) -> None:
+def test_inside_kubernetes_a_pod_cannot_say_which_vm_it_is(argument: str) -> None:
     assert in_kubernetes({argument: "x"})
-    assert of(**{argument: "x"}) is None
+    keys = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")
+    assert claimed(**{argument: "x"}) == PodRef(*("x" if key == argument else "" for key in keys))
     reason = "a Kubernetes pod cannot say which VM it is; its owner in the Kubernetes API does"
     with pytest.raises(InvalidConfig) as caught:
         of(**{argument: "x", "VM_NAME": "vm1"})
@@ -110,3 +145,28 @@ def test_inside_kubernetes_nobody_says_who_they_are(argument: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         of({"name": "vm1"}, **{argument: "x"})
     assert caught.value.msg == f"args.cni.vm.name: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "expected"),
+    [
+        ({}, "", Named(None, None)),
+        ({}, "VM_NAME=a", Named(None, RecordedVM("default", "a"))),
+        ({}, "VM_NAMESPACE=n;VM_NAME=a;broken;MAC=1=2", Named(None, RecordedVM("n", "a"))),
+        (
+            {"args": {"cni": {"vm": {"name": "b", "namespace": "m"}}}},
+            "VM_NAME=a",
+            Named(None, RecordedVM("m", "b")),
+        ),
+        ({"args": {"cni": {"vm": ["b"]}}}, "VM_NAME=a", Named(None, None)),
+        (
+            {"args": {"cni": {"vm": {"name": "b"}}}},
+            "K8S_POD_NAME=q;K8S_POD_NAMESPACE=n;K8S_POD_UID=u;K8S_POD_NAME=p",
+            Named(PodRef("n", "p", "u"), None),
+        ),
+        ({}, "K8S_POD_INFRA_CONTAINER_ID=c", Named(None, None)),
+        ({}, "K8S_POD_NAME=\udcff" + "x" * 300, Named(PodRef("", "?" + "x" * 252, ""), None)),
+    ],
+)
+def test_whose_a_call_is_is_read_whatever_is_wrong_with_it(config: Any, args: str, expected: Named) -> None:
+    assert named(Fields(config), args) == expected

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.vm import names
-from cnvnet.vm.names import Names
+from cnvnet.vm.names import PodLinkNames
 
 # pkg/network/namescheme/networknamescheme_test.go
 VECTORS = {
@@ -30,22 +30,26 @@ def test_a_networks_interface_is_called_by_its_hash(network: str, ifname: str) -
 @pytest.mark.parametrize(
     "expected",
     [
-        pytest.param(Names("eth0", "k6t-eth0", "eth0-nic", "tap0"), id="primary"),
+        pytest.param(PodLinkNames("eth0", "k6t-eth0", "eth0-nic", "tap0"), id="primary"),
         pytest.param(
-            Names("ovn-udn1", "k6t-ovn-udn1", "ovn-udn1-nic", "tap0"), id="primary of another name"
+            PodLinkNames("ovn-udn1", "k6t-ovn-udn1", "ovn-udn1-nic", "tap0"), id="primary of another name"
         ),
         pytest.param(
-            Names("pod16477688c0e", "k6t-16477688c0e", "16477688c0e-nic", "tap16477688c0e"), id="secondary"
+            PodLinkNames("pod16477688c0e", "k6t-16477688c0e", "16477688c0e-nic", "tap16477688c0e"),
+            id="secondary",
         ),
-        pytest.param(Names("net1", "k6t-net1", "net1-nic", "tap1"), id="ordinal"),
-        pytest.param(Names("elevenchars", "k6t-elevenchars", "elevenchars-nic", "tap0"), id="just fits"),
+        pytest.param(PodLinkNames("net1", "k6t-net1", "net1-nic", "tap1"), id="ordinal"),
+        pytest.param(
+            PodLinkNames("elevenchars", "k6t-elevenchars", "elevenchars-nic", "tap0"), id="just fits"
+        ),
         # sha256 of the name
         pytest.param(
-            Names("twelve-chars", "k6t-8dd1fe39f81", "8dd1fe39f81-nic", "tap0"), id="too long for an affix"
+            PodLinkNames("twelve-chars", "k6t-8dd1fe39f81", "8dd1fe39f81-nic", "tap0"),
+            id="too long for an affix",
         ),
     ],
 )
-def test_all_links_are_called_after_the_pods_interface(expected: Names) -> None:
+def test_all_links_are_called_after_the_pods_interface(expected: PodLinkNames) -> None:
     assert names.of(expected.pod) == expected
 
 
