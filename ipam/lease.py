@@ -29,7 +29,7 @@ POD: Final = "pod"
 POLICIES: Final = (VM_DELETED, NEVER, POD)
 
 
-class Key(NamedTuple):
+class LeaseKey(NamedTuple):
     """Whose lease: an interface of a VM in a network. A container that is no VM has no namespace."""
 
     network: str
@@ -39,6 +39,7 @@ class Key(NamedTuple):
 
     @property
     def is_vm(self) -> bool:
+        """Whether the lease is a VM's; else it is a container's."""
         return bool(self.namespace)
 
     def __str__(self) -> str:
@@ -48,7 +49,11 @@ class Key(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A pod that has the lease's addresses on its interface. `inode` is its namespace's, 0 if unknown."""
+    """A pod that has the lease's addresses on its interface. `inode` is its namespace's, 0 if unknown.
+
+    `node` is the name of the Kubernetes node it is on, "" where that is not known or there is none; `pod` is
+    "namespace/name". Both and `pod_uid` are "" outside Kubernetes.
+    """
 
     container_id: str
     ifname: str
@@ -57,9 +62,17 @@ class Holder(NamedTuple):
     inode: int
     boot_id: str
     since: int
+    node: str = ""
+    pod: str = ""
+    pod_uid: str = ""
 
     def is_of(self, container_id: str, ifname: str) -> bool:
+        """Whether it is this interface of this container."""
         return (self.container_id, self.ifname) == (container_id, ifname)
+
+    def is_on(self, node: str) -> bool:
+        """Whether it is this node's to end. One without a node is: only embedded stores have such."""
+        return self.node in ("", node)
 
 
 class Lease(NamedTuple):
@@ -70,7 +83,7 @@ class Lease(NamedTuple):
     `state` began.
     """
 
-    key: Key
+    key: LeaseKey
     ips: tuple[Address, ...]
     mac: str = ""
     vm_uid: str = ""
@@ -82,24 +95,28 @@ class Lease(NamedTuple):
 
     @property
     def state(self) -> str:
+        """HELD or STOPPED."""
         return HELD if self.holders else STOPPED
 
     @property
     def ends_with_its_holders(self) -> bool:
+        """Whether nothing remains of it when its last container has gone."""
         return not self.key.is_vm or self.release == POD
 
     def holder(self, container_id: str, ifname: str) -> Holder | None:
+        """This interface of this container, if it holds the lease."""
         return next((each for each in self.holders if each.is_of(container_id, ifname)), None)
 
 
-class Cooling(NamedTuple):
-    """An address that was freed and is kept from everybody but its last key (and UID) for a while."""
+class Cooldown(NamedTuple):
+    """An address that was freed and is kept from all but its last key (and UID) from `since` to `until`."""
 
-    key: Key
+    key: LeaseKey
     ip: Address
     mac: str
     vm_uid: str
     until: int
+    since: int = 0
 
 
 def in_order(ips: Iterable[Address]) -> tuple[Address, ...]:
@@ -143,10 +160,11 @@ def _without(lease: Lease, gone: Callable[[Holder], bool], now: int) -> Lease:
     if len(holders) == len(lease.holders):
         return lease
     since = lease.since if holders else now
-    return lease._replace(holders=_promoted(holders), since=since)
+    return lease._replace(holders=promoted(holders), since=since)
 
 
-def _promoted(holders: list[Holder]) -> tuple[Holder, ...]:
+def promoted(holders: list[Holder]) -> tuple[Holder, ...]:
+    """The holders in their order, one of them active if any can be."""
     # The source of a migration ends when the VM runs on the target; a pod that could not be attached ends
     # while the one before it still runs. The newest of those that can run the VM goes on.
     if not any(each.role == ACTIVE for each in holders):
@@ -163,13 +181,14 @@ def _sorted(holders: Iterable[Holder]) -> tuple[Holder, ...]:
     return tuple(sorted(holders, key=lambda each: (each.container_id, each.ifname)))
 
 
-def is_dead(holder: Holder, *, boot_id: str, inode: int) -> bool:
+def is_dead(holder: Holder, *, node: str, boot_id: str, inode: int) -> bool:
     """Whether a holder surely is no more: of another boot, and its path leads to its namespace no longer.
 
-    `inode` is what the path leads to now, 0 for nothing. Within one boot a missing path proves nothing: a
-    process may keep the namespace, and its addresses, alive. There only DEL and GC end a holder.
+    `node` and `boot_id` are this node's; of another node's holders nothing is known here. `inode` is what
+    the path leads to now, 0 for nothing. Within one boot a missing path proves nothing: a process may keep
+    the namespace, and its addresses, alive. There only DEL and GC end a holder.
     """
-    if not boot_id or not holder.boot_id or holder.boot_id == boot_id:
+    if not holder.is_on(node) or not boot_id or not holder.boot_id or holder.boot_id == boot_id:
         return False
     return inode == 0 or inode != holder.inode
 

@@ -38,9 +38,11 @@ class Range(NamedTuple):
         return f"{self.first}-{self.last}"
 
     def holds(self, ip: Address) -> bool:
+        """Whether an address is in the range."""
         return ip.version == self.subnet.version and int(self.first) <= int(ip) <= int(self.last)
 
     def overlaps(self, other: Range) -> bool:
+        """Whether the two have an address in common."""
         return self.holds(other.first) or other.holds(self.first)
 
 
@@ -56,14 +58,17 @@ class RangeSet(NamedTuple):
 
     @property
     def version(self) -> int:
+        """The version of IP: 4 or 6."""
         return self.ranges[0].subnet.version
 
     @property
     def size(self) -> int:
+        """How many addresses it gives."""
         return sum(last - first + 1 for first, last in self.spans)
 
     @property
     def name(self) -> str:
+        """The ranges as messages name them."""
         return ",".join(each.name for each in self.ranges)
 
     def range_of(self, ip: Address) -> Range | None:
@@ -98,7 +103,7 @@ class Pool(NamedTuple):
         """The range an address belongs to, of any set: the one that holds it, else one whose subnet does."""
         index = self.set_of(ip)
         sets = self.sets if index is None else (self.sets[index],)
-        return next((found for each in sets if (found := each.range_of(ip)) is not None), None)
+        return next((part for each in sets if (part := each.range_of(ip)) is not None), None)
 
     def purpose_of(self, ip: Address) -> str:
         """What the address is for if no VM can ever have it, as a message says it; "" for all others."""
@@ -113,6 +118,7 @@ class Pool(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The sets as messages name them."""
         return "; ".join(each.name for each in self.sets)
 
 
@@ -158,13 +164,14 @@ def probing_order(given: RangeSet, seed: bytes) -> Iterator[tuple[Address, Addre
     """Every address of the set once, as spans: from a place that the seed decides on, and round again.
 
     The same seed always starts at the same place, so a VM whose record was lost tends to get its old
-    address, and two VMs allocated at the same time rarely meet.
+    address, and two VMs allocated concurrently rarely meet.
     """
     import hashlib  # 3 ms, for new leases only
 
     # sha256, never hash(): Python's own is different in every process.
     place = int.from_bytes(hashlib.sha256(seed).digest()[:16], "big") % given.size
     start = 0
+    # `place` counts through all spans of the set; here it becomes an offset within one of them.
     for index, (first, last) in enumerate(given.spans):
         if place <= last - first:
             start = index

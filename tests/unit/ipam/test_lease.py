@@ -15,8 +15,8 @@ from cnvnet.ipam.lease import (
     POD,
     VM_DELETED,
     Holder,
-    Key,
     Lease,
+    LeaseKey,
     derive_mac,
     hold,
     in_order,
@@ -27,7 +27,7 @@ from cnvnet.ipam.lease import (
 )
 from cnvnet.vm.identity import ACTIVE, ROLES, TARGET, TEMP
 
-KEY = Key("net", "default", "vm1", "eth0")
+KEY = LeaseKey("net", "default", "vm1", "eth0")
 EMPTY = Lease(KEY, (ip_address("10.0.0.5"),), since=1)
 
 
@@ -101,11 +101,13 @@ def test_the_delete_of_another_interface_of_the_same_pod_is_none_of_ours() -> No
         (KEY, VM_DELETED, False),
         (KEY, NEVER, False),
         (KEY, POD, True),
-        (Key("net", "", "container", "eth0"), VM_DELETED, True),
-        (Key("net", "", "container", "eth0"), NEVER, True),
+        (LeaseKey("net", "", "container", "eth0"), VM_DELETED, True),
+        (LeaseKey("net", "", "container", "eth0"), NEVER, True),
     ],
 )
-def test_a_vm_keeps_its_lease_by_policy_and_a_container_never(key: Key, release: str, ends: bool) -> None:
+def test_a_vm_keeps_its_lease_by_policy_and_a_container_never(
+    key: LeaseKey, release: str, ends: bool
+) -> None:
     assert EMPTY._replace(key=key, release=release).ends_with_its_holders is ends
 
 
@@ -124,20 +126,29 @@ def test_a_vm_keeps_its_lease_by_policy_and_a_container_never(key: Key, release:
 def test_only_a_holder_of_another_boot_whose_namespace_is_gone_is_dead(
     boot_id: str, inode: int, dead: bool
 ) -> None:
-    assert is_dead(pod("a"), boot_id=boot_id, inode=inode) is dead
+    assert is_dead(pod("a"), node="", boot_id=boot_id, inode=inode) is dead
+
+
+@pytest.mark.parametrize(
+    ("holders", "ours", "dead"),
+    [("n1", "n1", True), ("", "n1", True), ("n2", "n1", False), ("n2", "", False)],
+)
+def test_the_boot_of_another_node_proves_nothing(holders: str, ours: str, dead: bool) -> None:
+    holder = pod("a")._replace(node=holders)
+    assert is_dead(holder, node=ours, boot_id="boot-2", inode=0) is dead
 
 
 @pytest.mark.parametrize(
     ("recorded", "asked", "same"),
     [("", "", True), ("a", "", True), ("", "a", True), ("a", "a", True), ("a", "b", False)],
 )
-def test_an_unknown_uid_is_anybodys(recorded: str, asked: str, same: bool) -> None:
+def test_an_unknown_uid_matches_each_vm(recorded: str, asked: str, same: bool) -> None:
     assert same_vm(recorded, asked) is same
 
 
 def test_messages_call_a_vm_and_a_container_by_their_names() -> None:
     assert str(KEY) == "VM default/vm1 (eth0)"
-    assert str(Key("net", "", "c0ffee", "eth1")) == "container c0ffee (eth1)"
+    assert str(LeaseKey("net", "", "c0ffee", "eth1")) == "container c0ffee (eth1)"
 
 
 def test_addresses_are_ordered_by_family_and_value() -> None:
@@ -173,7 +184,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_happens_at_most_one_holder_is_active_and_nobody_else_is_touched(
+def test_at_most_one_holder_is_active_and_no_other_is_touched(
     steps: list[tuple[str, str, int]],
 ) -> None:
     lease = EMPTY
