@@ -1,185 +1,394 @@
 """static-ip: ADD, DEL, CHECK, GC and STATUS over the leases of a network.
 
-The executable prints what a CNI result has a place for. A MAC address it has not, so only who calls `assign`
-as a function (cnv-bridge does) gets to know it.
+The executable prints what a CNI result has a place for. A result has none for a MAC address: only callers of
+the function `assign`, such as cnv-bridge, get it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cnvnet import caller, diagnostics
+from cnvnet import call_context
+from cnvnet.attachment.files import AttachmentFiles, rundir
+from cnvnet.attachment.sandbox import other_interfaces
+from cnvnet.cni import unknown_keys
 from cnvnet.cni.conventions import valid_attachments
-from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
+from cnvnet.cni.errors import IO_FAILURE, CheckFailed, CNIError, InvalidConfig
 from cnvnet.cni.fields import Address, InterfaceAddress
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import IP, Result, previous
+from cnvnet.executables import CNV_BRIDGE, STATIC_IP
 from cnvnet.ipam import allocator
-from cnvnet.ipam.allocator import Asked, Granted
-from cnvnet.ipam.lease import Holder, Key, Lease, is_dead
-from cnvnet.ipam.sqlite import Sqlite
-from cnvnet.ipam.static_ip.config import Config, folder, storable
-from cnvnet.ipam.store import Store
+from cnvnet.ipam.allocation import Allocation, AllocationRequest, IsDead
+from cnvnet.ipam.lease import Holder, Lease, LeaseKey, is_dead
+from cnvnet.ipam.static_ip.config import Config, node, release_remark, statedir, storable, store_refs
+from cnvnet.ipam.static_ip.identified import identified
+from cnvnet.ipam.store.clock import now
+from cnvnet.ipam.store.opening import open_kubernetes, open_store
+from cnvnet.ipam.store.protocol import LeasesLost, Ledger, Store, Usage
+from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
+from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kernel.boot import boot_id
-from cnvnet.vm.identity import ACTIVE
+from cnvnet.vm.launcher import Subject
+from cnvnet.vm.subjects import Lookup, no_api, own_lookup, subject_of
 
-# CHECK found something else than ADD left: 100 and above are a plugin's own codes.
-NOT_AS_ADDED: Final = 100
+if TYPE_CHECKING:
+    # Imported where a network has its leases there.
+    from cnvnet.ipam.store.kubernetes import Drained, KubernetesStore
+    from cnvnet.ipam.store.objects import LeaseOwner
+
+T = TypeVar("T")
 
 
 class Assignment(NamedTuple):
-    """What an ADD got. `mac` is "" where the network gives no MACs; `role` is the pod's, see vm.identity.
-
-    `granted` and `folder` are for `revert`.
-    """
+    """What an ADD got."""
 
     result: Result
+    # "" where the network gives no MACs.
     mac: str
+    # The pod's, see vm.identity.
     role: str
-    granted: Granted
-    folder: str
+    # What `revert` takes back, and where.
+    allocation: Allocation
+    store: StoreRef
 
 
 class StaticIP:
     """The plugin. One object may serve many calls and threads; it keeps the stores it has opened."""
 
-    name = "static-ip"
+    name = STATIC_IP
 
-    def __init__(self, open_store: Callable[[str], Store] = Sqlite) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[StoreRef], Store] = open_store,
+        on_refusal: Callable[[str, CNIError], None] | None = None,
+        lookup: Lookup = no_api,
+        node_name: str = "",
+    ) -> None:
+        """`on_refusal` is called for each ADD that gets no address, with the network and the error.
+
+        `lookup` leads to the Kubernetes API, which knows the VMs of pods. `node_name` is this node's there,
+        for calls whose environment does not say it.
+        """
         self._open_store = open_store
-        self._stores: dict[str, Store] = {}
+        self._on_refusal = on_refusal
+        self._lookup = lookup
+        self._node_name = node_name
+        self._stores: dict[StoreRef, Store] = {}
+        self._clusters: dict[StoreRef, KubernetesStore] = {}
+        # Folders that are in the list of their node's usual folder.
+        self._listed: set[tuple[str, str]] = set()
 
     def add(self, request: Request) -> Result:
-        return self.assign(request).result
+        """ADD: give the attachment its addresses."""
+        config = self.configure(request)
+        unknown_keys.report_ipam(request.fields)
+        return self.assign(request, config).result
 
     def delete(self, request: Request) -> None:
+        """DEL: end the container's hold."""
         self.release(request)
 
-    def assign(self, request: Request) -> Assignment:
+    def shared_folders(self, request: Request) -> tuple[str, ...]:
+        """The folders of the leases."""
+        return tuple({folder: None for ref in store_refs(request) for folder in ref.folders})
+
+    def configure(self, request: Request) -> Config:
+        """What an ADD's configuration asks for, for which VM. Raises CNIError: 7, of the API 11."""
+        with self._reporting(request.name):
+            config = Config.parse(request, self._has_api)
+            return self._identified(request, config._replace(node=config.node or self._node_name))
+
+    def assign(self, request: Request, config: Config | None = None) -> Assignment:
         """The addresses (and the MAC) of the VM's interface; this pod becomes a holder of them.
 
-        Raises CNIError with nothing changed: 7 for what is asked wrongly, 11 for what may work later, 5 for
-        a store that cannot be used. `revert` undoes it.
+        `config` is what `configure` has returned, if it was called. Raises CNIError with nothing changed: 7
+        for a request that cannot be met, 11 for what may work later, 5 for a store that cannot be used.
+        `revert` undoes it.
         """
-        config = Config.parse(request)
-        asked = _asked(request, config)
-        gone = _gone(asked.holder.boot_id)
-        with self._store(config.folder).transaction() as ledger:
-            granted = allocator.acquire(ledger, asked, gone)
+        config = config or self.configure(request)
+        with self._reporting(request.name):
+            return self._assign(request, config)
+
+    def usage(self, folder: str, now: int) -> Iterator[Usage]:
+        """The counts of all networks in the store of `folder`, in those that it lists and that calls use.
+
+        Raises CNIError once all stores that can be read have been. No call waits for it.
+        """
+        from cnvnet.ipam.store import data_dirs
+
+        listed = data_dirs.read(folder)
+        trouble = CNIError(IO_FAILURE, listed.damage) if listed.damage else None
+        used = [each.location for each in list(self._stores) if each.kind == SQLITE]
+        for place in sorted({os.path.realpath(each) for each in (folder, *listed.folders, *used)}):
+            try:
+                yield from _usage(Sqlite(place), now)
+            except CNIError as e:
+                trouble = trouble or e  # a store that a configuration names hides no other one
+        if trouble is not None:
+            raise trouble
+
+    def drain(self, statedir: str) -> Drained | None:
+        """Write to the cluster's store what could not be written before; see `KubernetesStore.drain`.
+
+        None where pods of this node hold nothing there, or there is no way to it.
+        """
+        where = StoreRef(KUBERNETES, statedir)
+        if not where.has_holds:
+            return None
+        store = self._cluster(where)
+        return store.drain() if store.is_connected else None
+
+    @contextmanager
+    def _reporting(self, network: str) -> Generator[None]:
+        try:
+            yield
+        except CNIError as e:
+            if self._on_refusal is not None:
+                self._on_refusal(network, e)
+            raise
+
+    def _identified(self, request: Request, config: Config) -> Config:
+        subject = subject_of(config.claim, request, self._lookup)
+        if subject is not None:
+            return identified(config, subject, partial(_other_interfaces, request))
+        remark = release_remark(config)
+        # Most calls have no remark, and need not look for credentials.
+        if not remark or self._lookup() is not None:
+            return config
+        return config._replace(remarks=(remark, *config.remarks))
+
+    def _assign(self, request: Request, config: Config) -> Assignment:
+        wanted = _allocation_request(request, config)
+        is_dead = _death_test(config.node, wanted.holder.boot_id)
+
+        def allocate(ledger: Ledger) -> tuple[Allocation, Result]:
+            allocation = allocator.acquire(ledger, wanted, is_dead)
             # Inside, so that a result that cannot be given leaves nothing.
-            result = _result(granted.lease, config)
-        holder = granted.lease.holder(request.container_id, storable(request.ifname))
-        if config.remark:
-            diagnostics.say(config.remark)
-        role = holder.role if holder is not None else asked.holder.role
-        return Assignment(result, granted.lease.mac, role, granted, config.folder)
+            return allocation, _result(allocation.lease, config)
+
+        with _of_network(request.name):
+            allocation, result = self._store_for(config).run(allocate)
+        self._ensure_listed(statedir(request.env), config.store.location)
+        for remark in (*config.remarks, *allocation.remarks):
+            call_context.log(remark)
+        holder = allocation.lease.holder(request.container_id, storable(request.ifname))
+        role = holder.role if holder is not None else wanted.holder.role
+        return Assignment(result, allocation.lease.mac, role, allocation, config.store)
+
+    def _ensure_listed(self, usual: str, where: str) -> None:
+        """Leases that are not in the usual folder are found there all the same, without a VM that runs."""
+        if where == usual or (usual, where) in self._listed:
+            return
+        # Only networks with a dataDir pay for it.
+        from cnvnet.ipam.store import data_dirs
+
+        try:
+            data_dirs.add(usual, where)
+        except OSError as e:
+            # That /var cannot be written may be why the network has a dataDir.
+            text = f"{data_dirs.path(usual)}: {(e.strerror or str(e)).lower()}"
+            call_context.log(f"{text}: cnvctl finds the leases in {where} by --data-dir {where} only")
+        else:
+            self._listed.add((usual, where))
 
     def revert(self, request: Request, assignment: Assignment) -> None:
         """Undo `assign` because the ADD it was for came to nothing: the lease is as it was before."""
-        with self._store(assignment.folder).transaction() as ledger:
-            allocator.revert(
-                ledger,
-                assignment.granted,
-                request.container_id,
-                storable(request.ifname),
-                now=int(time.time()),
-            )
+        interface, moment = (request.container_id, storable(request.ifname)), now()
+        self._run(
+            request,
+            assignment.store,
+            lambda ledger: allocator.revert(ledger, assignment.allocation, *interface, now=moment),
+        )
 
-    def release(self, request: Request) -> None:
-        """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD."""
-        store = self._store(folder(request))
-        if not store.exists() or (store.read_only() and self._held(request, store) is None):
-            return
-        with store.transaction() as ledger:
-            allocator.release(
-                ledger,
-                request.name,
-                request.container_id,
-                storable(request.ifname),
-                now=int(time.time()),
-            )
+    def release(self, request: Request, recorded: StoreRef | None = None) -> None:
+        """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD.
 
-    def check(self, request: Request) -> None:
-        """Code 100 unless this pod holds a lease, and with the addresses of prevResult."""
-        config = Config.parse(request)
+        `recorded` is where the ADD has put the lease, if a record says so: the default may have changed.
+        """
+        for where in (recorded,) if recorded is not None else store_refs(request):
+            self._release(request, where)
+
+    def _release(self, request: Request, where: StoreRef) -> None:
+        interface, moment = (request.name, request.container_id, storable(request.ifname)), now()
+        try:
+            with _of_network(request.name):
+                if not self._store(where).knows(*interface):
+                    return
+            self._run(request, where, lambda ledger: allocator.release(ledger, *interface, now=moment))
+        except LeasesLost as e:
+            # What it held is lost with the rest, and a DEL that fails would keep the pod for ever.
+            call_context.log(f"{e.msg}; nothing was released")
+
+    def check(self, request: Request, recorded: StoreRef | None = None) -> None:
+        """Code 100 unless this pod holds a lease, and with the addresses of prevResult.
+
+        `recorded` is where the ADD has put the lease, if a record says so.
+        """
+        config = Config.parse(request, self._has_api)
         result = previous(request)
         if result is None:
             raise InvalidConfig("prevResult: required by CHECK")
-        lease = self._held(request, self._store(config.folder))
-        if lease is None or lease.key != _key(request, config):
-            raise CNIError(
-                NOT_AS_ADDED, f"network {request.name}: no lease for container {request.container_id}"
-            )
+        interface = (request.name, request.container_id, storable(request.ifname))
+        with _of_network(request.name):
+            lease = self._store(recorded or config.store).look(lambda ledger: ledger.held_by(*interface))
+        # What the ADD has taken a Kubernetes pod for is in the lease alone: CHECK needs no API.
+        if lease is None or (config.pod is None and lease.key != _key(request, config)):
+            raise CheckFailed(f"network {request.name}: no lease for container {request.container_id}")
         added = {ip.address.ip for ip in result.ips}
         for ip in lease.ips:
             if ip not in added:
                 listed = ", ".join(str(each) for each in sorted(added, key=str)) or "no address"
-                raise CNIError(NOT_AS_ADDED, f"prevResult.ips: {lease.key} has {ip}, not {listed}")
+                raise CheckFailed(f"prevResult.ips: {lease.key} has {ip}, not {listed}")
 
-    def gc(self, request: Request) -> None:
-        """End what containers hold that are no more. A VM keeps its addresses all the same."""
+    def gc(self, request: Request, recorded: StoreRef | None = None) -> None:
+        """End what containers hold that are no more. A VM keeps its addresses all the same.
+
+        `recorded` is one of the network's stores, as a record has it.
+        """
         valid = valid_attachments(request.fields)
-        store = self._store(folder(request))
-        if valid is not None and store.exists():
-            with store.transaction() as ledger:
-                allocator.collect(ledger, request.name, valid, now=int(time.time()))
+        if valid is None:
+            return
+        for where in (recorded,) if recorded is not None else store_refs(request):
+            self._collect(request, where, valid)
+
+    def _collect(self, request: Request, where: StoreRef, valid: set[tuple[str, str]]) -> None:
+        here, moment = node(request) or self._node_name, now()
+        with _of_network(request.name):
+            store = self._store(where)
+            # Looking makes no store where none was.
+            if not store.look(lambda ledger: any(ledger.held_leases(request.name))):
+                return
+        if where.kind == KUBERNETES and not here:
+            here = self._cluster(where).node
+        self._run(
+            request,
+            where,
+            lambda ledger: allocator.collect(ledger, request.name, valid, node=here, now=moment),
+        )
 
     def status(self, request: Request) -> None:
-        """Code 50 if an ADD could not write the store or not find a free address."""
-        config = Config.parse(request)
-        store = self._store(config.folder)
-        store.ready()
-        if store.exists():
-            try:
-                with store.transaction() as ledger:
-                    allocator.ensure_room(
-                        ledger, request.name, config.pool, _gone(boot_id()), now=int(time.time())
-                    )
-            except CNIError as e:
-                raise CNIError(NOT_AVAILABLE, e.msg, e.details) from e
+        """Code 50 if an ADD could not write the store.
 
-    def _store(self, where: str) -> Store:
-        return self._stores.setdefault(where, self._open_store(where))
+        A full pool is nothing that the node lacks: a runtime that asks for STATUS would call it not ready.
+        """
+        self._store(Config.parse(request, self._has_api).store).ready()
 
-    def _held(self, request: Request, store: Store) -> Lease | None:
-        if not store.exists():
-            return None
-        with store.reading() as ledger:
-            return ledger.held_by(request.name, request.container_id, storable(request.ifname))
+    def _has_api(self) -> bool:
+        return self._lookup() is not None
+
+    def _store_for(self, config: Config) -> Store:
+        """The store of an ADD, which in a cluster knows whose the lease is and which node this is."""
+        if config.store.kind != KUBERNETES:
+            return self._store(config.store)
+        return self._cluster(config.store).for_call(_owner(config.subject), _node(config))
+
+    def _cluster(self, where: StoreRef) -> KubernetesStore:
+        """The store of the cluster; kept once there is a way to its API."""
+        store = self._clusters.get(where)
+        if store is None:
+            store = open_kubernetes(where, self._lookup, self._node_name)
+            if store.is_connected:
+                store = self._clusters.setdefault(where, store)
+        return store
+
+    def _store(self, where: StoreRef) -> Store:
+        if where.kind == KUBERNETES:
+            return self._cluster(where)
+        store = self._stores.get(where)
+        if store is None:
+            # Two threads may come here at once; both use the store that the first of them has put there.
+            store = self._stores.setdefault(where, self._open_store(where))
+        return store
+
+    def _run(self, request: Request, where: StoreRef, action: Callable[[Ledger], T]) -> T:
+        with _of_network(request.name):
+            return self._store(where).run(action)
 
 
-def _key(request: Request, config: Config) -> Key:
+def load(env: Mapping[str, str], static_ip: StaticIP | None = None) -> StaticIP:
+    """The plugin for a caller with this environment; a process that stays gives the one it has."""
+    return static_ip or StaticIP(lookup=own_lookup(env))
+
+
+@contextmanager
+def _of_network(name: str) -> Generator[None]:
+    """An error about lost leases names the network of the call."""
+    try:
+        yield
+    except LeasesLost as e:
+        raise e.of(name) from e
+
+
+def _usage(store: Sqlite, now: int) -> list[Usage]:
+    counts = store.glance(lambda ledger: list(ledger.usage(now=now))) if store.exists() else None
+    return counts or []
+
+
+def _key(request: Request, config: Config) -> LeaseKey:
     vm = config.vm
     if vm is None:
-        return Key(request.name, "", request.container_id, storable(request.ifname))
-    return Key(request.name, vm.namespace, vm.name, vm.interface)
+        return LeaseKey(request.name, "", request.container_id, storable(request.ifname))
+    return LeaseKey(request.name, vm.namespace, vm.name, vm.interface)
 
 
-def _asked(request: Request, config: Config) -> Asked:
-    now = int(time.time())
+def _allocation_request(request: Request, config: Config) -> AllocationRequest:
+    moment = now()
+    pod = config.pod
     holder = Holder(
         container_id=request.container_id,
         ifname=storable(request.ifname),
-        role=config.vm.role if config.vm is not None else ACTIVE,
+        role=config.holder_role,
         netns=storable(request.netns),
         inode=_inode(request.netns),
         boot_id=boot_id(),
-        since=now,
+        since=moment,
+        node=_node(config) if pod is not None else "",
+        pod=str(pod) if pod is not None else "",
+        pod_uid=pod.uid if pod is not None else "",
     )
-    return Asked(
+    return AllocationRequest(
         key=_key(request, config),
         vm_uid=config.vm.uid if config.vm is not None else "",
         holder=holder,
         pool=config.pool,
         policy=config.policy,
-        wishes=config.wishes,
+        addresses=config.addresses,
         mac=config.mac,
         mac_where=config.mac_where,
-        now=now,
+        mac_yields=config.mac_yields,
+        now=moment,
+        data_dir=config.store.location if config.store.location != statedir(request.env) else "",
     )
+
+
+def _node(config: Config) -> str:
+    """The pod's node: in a cluster's store as the pod's object has it, else as the process knows its own."""
+    subject = config.subject if config.store.kind == KUBERNETES else None
+    return (subject.node if subject is not None else "") or config.node
+
+
+def _owner(subject: Subject | None) -> LeaseOwner | None:
+    """The object with which a VM's lease goes, None where Kubernetes has none."""
+    if subject is None or not subject.vmi or not subject.vm.uid:
+        return None
+    from cnvnet.ipam.store.objects import LeaseOwner
+
+    # A stand-alone instance is its own VM.
+    kind = "VirtualMachineInstance" if subject.vm.uid == subject.vmi_uid else "VirtualMachine"
+    return LeaseOwner("kubevirt.io/v1", kind, subject.vm.name, subject.vm.uid)
+
+
+def _other_interfaces(request: Request) -> frozenset[str]:
+    """Those of the pod that have got their addresses here, as far as a record says so: cnv-bridge's."""
+    records = AttachmentFiles(rundir(request.env)).records(CNV_BRIDGE)
+    leased = (each for each in records if each.undo.get("ipam_type") == STATIC_IP)
+    return other_interfaces(leased, request.container_id, request.ifname)
 
 
 def _result(lease: Lease, config: Config) -> Result:
@@ -190,22 +399,22 @@ def _result(lease: Lease, config: Config) -> Result:
     """
     ips: list[IP] = []
     for ip in sorted(lease.ips, key=lambda each: (each.version, config.pool.set_of(each) or 0)):
-        found = config.pool.range_of(ip)
-        if found is None:
+        part = config.pool.range_of(ip)
+        if part is None:
             raise InvalidConfig(f"network {lease.key.network}: {ip} of {lease.key} is in none of its ranges")
-        ips.append(IP(_with_prefix(ip, found.subnet.prefixlen), found.gateway))
+        ips.append(IP(_with_prefix(ip, part.subnet.prefixlen), part.gateway))
     return Result(ips=tuple(ips), routes=config.routes, dns=config.dns)
 
 
-def _gone(boot_id: str) -> allocator.Gone:
-    """Which holders surely are no more, in this boot."""
-    return lambda each: is_dead(each, boot_id=boot_id, inode=_inode(each.netns))
+def _death_test(node: str, boot_id: str) -> IsDead:
+    """Which holders have certainly ended, as seen in this boot of this node."""
+    return lambda each: is_dead(each, node=node, boot_id=boot_id, inode=_inode(each.netns))
 
 
 def _inode(path: str) -> int:
     """What the path leads to, 0 if it leads nowhere."""
     try:
-        return caller.stat(path).st_ino
+        return call_context.stat(path).st_ino
     except (OSError, ValueError):
         return 0
 

@@ -1,8 +1,9 @@
 """The ranges of a configuration, in host-local's words and in whereabouts', as a pool.
 
-They mean here what they mean there: host-local's ranges have the first address of their subnet as gateway
-unless told otherwise, whereabouts' have none unless told. But a plugin above that is told to be the gateway
-and gets none from us makes up the network's first address (the reference bridge does); so do we. Sources:
+They mean here what they mean there: host-local's have the first address of their subnet as gateway unless a
+key names another, whereabouts' have none unless a key names one. But a plugin above with `isGateway` that
+gets no gateway from its IPAM plugin makes up the network's first address (the reference bridge does);
+static-ip gives it the same one. Sources:
 containernetworking/plugins v1.9.1 plugins/ipam/host-local/backend/allocator, whereabouts
 pkg/config/config.go.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from cnvnet.cni.conventions import runtime_config
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Address, Fields, Network, as_address, as_interface_address, as_network
-from cnvnet.cni.result import Route
+from cnvnet.cni.result import ResultRoute
 from cnvnet.ipam.pool import Pool, Range, pool
 
 # An end of a range and the key it was read from.
@@ -28,10 +29,8 @@ def parse_pool(fields: Fields, ipam: Fields) -> Pool:
     sets = [_host_local_set(each, f"{where}[{index}]") for index, each in enumerate(host_local)]
     if ipam.text("subnet"):
         sets.insert(0, (_host_local(ipam),))
-    excluded = list(_excluded(ipam))
+    excluded = [(first, last) for _, _, first, last in _written_exclusions(ipam)]
     entries = ipam.each("ipRanges") or []
-    for entry in entries:
-        excluded.extend(_excluded(entry))
     if ipam.text("range"):
         entries.insert(0, ipam)
     # Whatever else they may be: only true makes a plugin above put the gateway on its bridge.
@@ -44,11 +43,11 @@ def parse_pool(fields: Fields, ipam: Fields) -> Pool:
     if not sets:
         raise InvalidConfig("no IP ranges specified", f"{ipam.path('subnet')}, ranges, range or ipRanges")
     _ensure_apart(sets, ipam)
-    found = pool(sets, excluded)
-    for given in found.sets:
+    parsed = pool(sets, excluded)
+    for given in parsed.sets:
         if not given.spans:
             raise InvalidConfig(f"{ipam.path('exclude')}: leaves no address of {given.name}")
-    return found
+    return parsed
 
 
 def _host_local_set(parts: list[Fields], where: str) -> tuple[Range, ...]:
@@ -124,8 +123,8 @@ def _range(subnet: Network, start: _End, end: _End) -> Range:
     return Range(subnet, first, last)
 
 
-def ensure_gateways_lead(wanted: Pool, routes: Iterable[Route], *, default: bool) -> None:
-    """Code 7 if a route would go through a gateway that nobody can reach: the kernel refuses it unexplained.
+def ensure_gateways_lead(wanted: Pool, routes: Iterable[ResultRoute], *, default: bool) -> None:
+    """Code 7 if a route would go through a gateway out of reach: the kernel refuses it without a reason.
 
     Routes without a gateway of their own go through that of the family's first address; `default` is
     whether the plugin above makes such a route itself. A gateway that is only reported may be anywhere.
@@ -159,12 +158,38 @@ def _ensure_apart(sets: list[tuple[Range, ...]], ipam: Fields) -> None:
                 raise InvalidConfig(f"{ipam.path('ranges')}: range set {index} overlaps with {number}")
 
 
-def _excluded(part: Fields) -> Iterable[tuple[Address, Address]]:
-    for index, text in enumerate(part.texts("exclude")):
-        where = f"{part.path('exclude')}[{index}]"
-        if "/" in text:
-            network = as_network(text, where)
-            yield network.network_address, network.broadcast_address
-        else:
-            ip = as_address(text, where)
-            yield ip, ip
+def useless_exclusions(ipam: Fields, wanted: Pool) -> tuple[str, ...]:
+    """The line that an ADD says about exclusions outside every range, which may be mistyped."""
+    useless = [
+        f'{where}: "{text}"'
+        for where, text, first, last in _written_exclusions(ipam)
+        # Those that no VM gets in any case are excluded out of habit.
+        if not wanted.purpose_of(first) and not _touches(wanted, first, last)
+    ]
+    if not useless:
+        return ()
+    return (f"{', '.join(useless)}: in no range of the network ({wanted.name}), so nothing is excluded",)
+
+
+def _touches(wanted: Pool, first: Address, last: Address) -> bool:
+    parts = [part for each in wanted.sets if each.version == first.version for part in each.ranges]
+    return any(part.overlaps(part._replace(first=first, last=last)) for part in parts)
+
+
+def _written_exclusions(ipam: Fields) -> Iterable[tuple[str, str, Address, Address]]:
+    """Each exclusion's key, how it is written, and its first and last address."""
+    for part in (ipam, *(ipam.each("ipRanges") or ())):
+        for index, text in enumerate(part.texts("exclude")):
+            where = f"{part.path('exclude')}[{index}]"
+            yield where, text, *_ends(text, where)
+
+
+def _ends(text: str, where: str) -> tuple[Address, Address]:
+    if "/" in text:
+        network = as_network(text, where)
+        return network.network_address, network.broadcast_address
+    try:
+        ip = as_address(text, where)
+    except InvalidConfig:
+        raise InvalidConfig(f'{where}: "{text[:64]}" is neither an address nor a network') from None
+    return ip, ip

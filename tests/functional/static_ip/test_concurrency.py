@@ -1,4 +1,4 @@
-"""Many processes at once on one store: no collision, no "database is locked", whoever is killed."""
+"""Many processes at once on one store: no collision, no "database is locked", whichever is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.functional.static_ip.network import NOWHERE, Addresses
+from tests.functional.static_ip.lease_network import NOWHERE, Addresses
 from tests.harness import Node, Outcome, executable
 
 pytestmark = pytest.mark.every_way
@@ -58,7 +58,8 @@ def test_sixteen_processes_on_the_last_ten_addresses(node: Node) -> None:
     given = [outcome.ok()["ips"][0]["address"] for outcome in answers.values() if outcome.code == 0]
     refusals = [outcome.error()["msg"] for outcome in answers.values() if outcome.code]
     assert len(given) == len(set(given)) == 10
-    assert refusals == ["network blue: no IP addresses available in range set: 10.1.0.11-10.1.0.20"] * 6
+    text = "network blue: all 10 addresses of 10.1.0.11-10.1.0.20 are taken: 10 in use"
+    assert refusals == [f"{text}: give the network a wider range"] * 6
     consistent(network)
 
 
@@ -91,7 +92,7 @@ def test_killed_processes_leave_nothing_that_harms(node: Node, seed: int) -> Non
     assert len(set(given.values())) == len(given)
     assert set(given.values()) <= set(network.taken())
     consistent(network)
-    # What was killed asks again, as a runtime does, and everybody has an address of his own.
+    # The killed calls are made again, as a runtime does, and each container has an address of its own.
     for container in containers:
         given[container] = network.add(container, f"vm-{container}")[0]
     assert len(set(given.values())) == 24

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.static_ip.network import Addresses
+from tests.functional.static_ip.lease_network import Addresses
 from tests.harness import VERSIONS, Node, Sandbox
 
 PLUGINS: list[tuple[str, dict[str, Any]]] = [
@@ -87,9 +87,9 @@ def test_no_vm_gets_the_address_that_the_bridge_has_as_gateway(node: Node, plugi
     assert [ip["gateway"] for ip in answer["ips"]] == ["10.7.0.1", "fd07::1"]
     assert answer["ips"][0]["address"] == "10.7.0.2/30"
     error = node.cni(plugin, "ADD", config, node.pod(), container_id="c2").error()
-    assert error["msg"] == "network blue: no IP addresses available in range set: 10.7.0.1-10.7.0.2"
-    wished = {**config, "runtimeConfig": {"ips": ["10.7.0.1"]}}
-    error = node.cni(plugin, "ADD", wished, node.pod(), container_id="c2").error()
+    assert error["details"] == "no IP addresses available in range set: 10.7.0.1-10.7.0.2"
+    requested = {**config, "runtimeConfig": {"ips": ["10.7.0.1"]}}
+    error = node.cni(plugin, "ADD", requested, node.pod(), container_id="c2").error()
     text = "runtimeConfig.ips[0]: 10.7.0.1 is the gateway of network blue"
     assert (error["code"], error["msg"]) == (7, text)
 
@@ -104,5 +104,6 @@ def test_a_refusal_reaches_the_caller_of_the_plugin(node: Node, pod: Sandbox) ->
     }
     node.cni("bridge", "ADD", config, pod, container_id="c1").ok()
     error = node.cni("bridge", "ADD", config, node.pod(), container_id="c2").error()
-    text = "network blue: no IP addresses available in range set: 10.1.0.1-10.1.0.2"
-    assert (error["code"], error["msg"]) == (11, text)
+    text = "network blue: the only address of 10.1.0.1-10.1.0.2 is taken: 1 in use"
+    assert (error["code"], error["msg"]) == (11, f"{text}: give the network a wider range")
+    assert error["details"] == "no IP addresses available in range set: 10.1.0.1-10.1.0.2"

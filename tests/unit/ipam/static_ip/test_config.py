@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cnvnet.cni.errors import CNIError
-from cnvnet.cni.request import Request, parse
-from cnvnet.cni.result import DNS, Route
+from cnvnet.cni.result import DNS, ResultRoute
 from cnvnet.ipam.pool import Pool
-from cnvnet.ipam.static_ip.config import Config, folder
-from cnvnet.vm.identity import VM
-
-SUBNET = {"subnet": "10.0.0.0/24"}
-
-
-def request(ipam: Any = SUBNET, cni_args: str = "", cni_version: str = "1.0.0", **keys: Any) -> Request:
-    document = {"cniVersion": cni_version, "name": "net", "ipam": ipam, **keys}
-    env = {"CNI_COMMAND": "ADD", "CNI_IFNAME": "eth0", "CNI_ARGS": cni_args, "CNVNET_STATEDIR": "/state"}
-    return parse(env, json.dumps(document).encode())
-
-
-def config(ipam: Any = SUBNET, cni_args: str = "", cni_version: str = "1.0.0", **keys: Any) -> Config:
-    return Config.parse(request(ipam, cni_args, cni_version, **keys))
-
-
-@contextmanager
-def refused(message: str, code: int = 7) -> Generator[None]:
-    with pytest.raises(CNIError) as caught:
-        yield
-    assert (caught.value.code, caught.value.msg) == (code, message)
-
-
-def shape(found: Pool) -> list[list[str]]:
-    """Sets of ranges as "first-last via gateway"."""
-    return [[f"{each.name} via {each.gateway}" for each in given.ranges] for given in found.sets]
-
+from tests.unit.ipam.static_ip.configured import SUBNET, config, refused, shape
 
 # -- ranges
 
@@ -212,7 +180,7 @@ WRONG_RANGES: list[tuple[Any, str]] = [
     ),
     ({**SUBNET, "exclude": "10.0.0.5"}, "ipam.exclude: expected a list of strings, got a string"),
     ({**SUBNET, "exclude": [5]}, "ipam.exclude[0]: expected a string, got an integer"),
-    ({**SUBNET, "exclude": ["10.0.0.5", "z"]}, 'ipam.exclude[1]: "z" is not an IP address'),
+    ({**SUBNET, "exclude": ["10.0.0.5", "z"]}, 'ipam.exclude[1]: "z" is neither an address nor a network'),
     ({**SUBNET, "exclude": ["10.0.0.5/99"]}, 'ipam.exclude[0]: "10.0.0.5/99" is not in CIDR notation'),
     (
         {**SUBNET, "exclude": ["10.0.0.0/24"]},
@@ -220,7 +188,7 @@ WRONG_RANGES: list[tuple[Any, str]] = [
     ),
     (
         {"ipRanges": [{"range": "10.0.0.0/24", "exclude": [""]}]},
-        'ipam.ipRanges[0].exclude[0]: "" is not an IP address',
+        'ipam.ipRanges[0].exclude[0]: "" is neither an address nor a network',
     ),
 ]
 
@@ -268,8 +236,8 @@ def test_routes_and_dns_are_passed_on() -> None:
     dns = {"nameservers": ["10.0.0.53"], "domain": "example", "search": ["a", "b"], "options": ["ndots:2"]}
     found = config({**SUBNET, "routes": routes, "dns": dns})
     assert found.routes == (
-        Route(ip_network("0.0.0.0/0")),
-        Route(ip_network("fd01::/64"), ip_address("fd00::9"), mtu=1400, table=7, scope=0),
+        ResultRoute(ip_network("0.0.0.0/0")),
+        ResultRoute(ip_network("fd01::/64"), ip_address("fd00::9"), mtu=1400, table=7, scope=0),
     )
     assert found.dns == DNS(("10.0.0.53",), "example", ("a", "b"), ("ndots:2",))
 
@@ -355,230 +323,3 @@ WRONG_REPORTS: list[tuple[Any, str]] = [
 def test_a_wrong_route_or_dns_setting_is_named(keys: dict[str, Any], message: str) -> None:
     with refused(message):
         config({**SUBNET, **keys})
-
-
-# -- leases
-
-
-def test_the_defaults() -> None:
-    found = config()
-    assert found.policy == (b"\x0a\x63", "vm-deleted", 0)
-    assert (found.folder, found.vm, found.wishes, found.mac, found.mac_where) == ("/state", None, (), "", "")
-
-
-@pytest.mark.parametrize(
-    ("mac", "prefix"),
-    [
-        ("sticky", b"\x0a\x63"),
-        ("off", b""),
-        ({}, b"\x0a\x63"),
-        ({"mode": "off"}, b""),
-        ({"prefix": "02:Ff"}, b"\x02\xff"),
-        ({"mode": "sticky", "prefix": "ae:00"}, b"\xae\x00"),
-    ],
-)
-def test_mac_is_a_mode_or_an_object_with_a_prefix(mac: Any, prefix: bytes) -> None:
-    assert config({**SUBNET, "mac": mac}).policy.mac_prefix == prefix
-
-
-@pytest.mark.parametrize(
-    ("cooldown", "seconds"),
-    [(0, 0), (90, 90), ("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("2d", 172800)],
-)
-def test_a_cooldown_is_a_number_of_seconds_or_says_its_unit(cooldown: Any, seconds: int) -> None:
-    assert config({**SUBNET, "cooldown": cooldown}).policy.cooldown == seconds
-
-
-def test_the_folder_is_data_dir_or_the_state_directory() -> None:
-    assert config({**SUBNET, "dataDir": "/srv/leases"}).folder == "/srv/leases"
-    assert folder(request({**SUBNET, "dataDir": "/srv/leases"})) == "/srv/leases"
-
-
-@pytest.mark.parametrize("ipam", [7, {"dataDir": 7}, {"dataDir": "relative"}, {"subnet": 9}])
-def test_delete_finds_a_folder_whatever_the_configuration(ipam: Any) -> None:
-    assert folder(request(ipam)) == "/state"
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"mac": 7}, "ipam.mac: expected a string, got an integer"),
-        ({"mac": "random"}, 'ipam.mac: "random" is not one of sticky, off'),
-        ({"mac": {"mode": "x"}}, 'ipam.mac.mode: "x" is not one of sticky, off'),
-        ({"mac": {"prefix": 10}}, "ipam.mac.prefix: expected a string, got an integer"),
-        ({"mac": {"prefix": "0a"}}, 'ipam.mac.prefix: "0a" is not two octets such as 0a:63'),
-        ({"mac": {"prefix": "0a:6g"}}, 'ipam.mac.prefix: "0a:6g" is not two octets such as 0a:63'),
-        ({"mac": {"prefix": "0a:63:00"}}, 'ipam.mac.prefix: "0a:63:00" is not two octets such as 0a:63'),
-        (
-            {"mac": {"prefix": "00:16"}},
-            "ipam.mac.prefix: 00:16 is not locally administered and unicast (x2, x6, xa or xe)",
-        ),
-        (
-            {"mac": {"prefix": "03:00"}},
-            "ipam.mac.prefix: 03:00 is not locally administered and unicast (x2, x6, xa or xe)",
-        ),
-        ({"mac": {"mode": "off", "prefix": "0a:63"}}, "ipam.mac.prefix: MACs are off"),
-        ({"release": 1}, "ipam.release: expected a string, got an integer"),
-        ({"release": "later"}, 'ipam.release: "later" is not one of vm-deleted, never, pod'),
-        ({"cooldown": -1}, "ipam.cooldown: -1 is not between 0 and 31622400"),
-        ({"cooldown": 1.5}, "ipam.cooldown: expected an integer, got a number with a fraction or exponent"),
-        ({"cooldown": True}, "ipam.cooldown: expected an integer, got true"),
-        ({"cooldown": "-1"}, 'ipam.cooldown: "-1" is no time such as 90, "10m", "1h" or "1d"'),
-        ({"cooldown": "m"}, 'ipam.cooldown: "m" is no time such as 90, "10m", "1h" or "1d"'),
-        ({"cooldown": "2 weeks"}, 'ipam.cooldown: "2 weeks" is no time such as 90, "10m", "1h" or "1d"'),
-        ({"cooldown": "367d"}, "ipam.cooldown: 31708800 is not between 0 and 31622400"),
-        ({"store": 1}, "ipam.store: expected a string, got an integer"),
-        ({"store": "etcd"}, 'ipam.store: "etcd" is not one of sqlite, kubernetes'),
-        (
-            {"store": "kubernetes"},
-            'ipam.store: "kubernetes" is not available in this version, only "sqlite"',
-        ),
-        ({"nodeLocal": "yes"}, "ipam.nodeLocal: expected true or false, got a string"),
-        ({"dataDir": 1}, "ipam.dataDir: expected a string, got an integer"),
-        ({"dataDir": "state"}, "ipam.dataDir: not an absolute path"),
-        ({"dataDir": "/a\0b"}, "ipam.dataDir: not an absolute path"),
-    ],
-    ids=lambda value: json.dumps(value)[:60] if not isinstance(value, str) else "",
-)
-def test_a_wrong_key_of_the_leases_is_named(keys: dict[str, Any], message: str) -> None:
-    with refused(message):
-        config({**SUBNET, **keys})
-
-
-def test_unknown_keys_are_ignored_and_keys_match_without_regard_to_case() -> None:
-    found = config({"SubNet": "10.0.0.0/24", "COOLDOWN": 5, "sbunet": 7, "log_file": "/tmp/x"}, bogus=[1])
-    assert (shape(found.pool), found.policy.cooldown) == ([["10.0.0.1-10.0.0.254 via 10.0.0.1"]], 5)
-
-
-# -- what the runtime asks for
-
-
-def test_wishes_come_from_three_places_the_strongest_first() -> None:
-    found = config(
-        cni_args="IP=10.0.0.9, fd00::9/64;MAC=0a:63:00:00:00:09",
-        runtimeConfig={"ips": ["10.0.0.7/24"], "mac": "0A-63-00-00-00-07"},
-        args={"cni": {"ips": ["10.0.0.8"], "mac": "0a:63:00:00:00:08"}},
-    )
-    assert [(str(wish.ip), wish.where) for wish in found.wishes] == [
-        ("10.0.0.7", "runtimeConfig.ips[0]"),
-        ("10.0.0.8", "args.cni.ips[0]"),
-        ("10.0.0.9", "CNI_ARGS IP"),
-        ("fd00::9", "CNI_ARGS IP"),
-    ]
-    assert (found.mac, found.mac_where) == ("0a:63:00:00:00:07", "runtimeConfig.mac")
-
-
-def test_a_wished_mac_names_the_key_it_comes_from() -> None:
-    mac = "0a:63:00:00:00:08"
-    assert config(args={"cni": {"mac": mac}}).mac_where == "args.cni.mac"
-    assert config(cni_args=f"MAC={mac}").mac_where == "CNI_ARGS MAC"
-
-
-def test_the_vm_is_whom_the_request_names() -> None:
-    assert config(cni_args="VM_NAME=vm1;VM_NAMESPACE=a").vm == VM("a", "vm1", "", "eth0", "active")
-    assert config(args={"cni": {"vm": {"name": "vm2"}}}).vm == VM("default", "vm2", "", "eth0", "active")
-
-
-@pytest.mark.parametrize(
-    ("keys", "message", "code"),
-    [
-        ({"runtimeConfig": 7}, "runtimeConfig: expected an object, got an integer", 7),
-        ({"runtimeConfig": {"ips": "x"}}, "runtimeConfig.ips: expected a list of strings, got a string", 7),
-        ({"runtimeConfig": {"ips": ["x"]}}, 'runtimeConfig.ips[0]: "x" is not an IP address', 7),
-        (
-            {"runtimeConfig": {"ips": ["10.0.0.5", "10.0.0.5/x"]}},
-            'runtimeConfig.ips[1]: "10.0.0.5/x" is not in CIDR notation',
-            7,
-        ),
-        ({"runtimeConfig": {"mac": "x"}}, 'runtimeConfig.mac: "x" is not a MAC address', 7),
-        ({"args": []}, "args: expected an object, got a list", 7),
-        ({"args": {"cni": 1}}, "args.cni: expected an object, got an integer", 7),
-        ({"args": {"cni": {"ips": 1}}}, "args.cni.ips: expected a list of strings, got an integer", 7),
-        ({"args": {"cni": {"ips": [""]}}}, 'args.cni.ips[0]: "" is not an IP address', 7),
-        (
-            {"args": {"cni": {"mac": "01:00:5e:00:00:01"}}},
-            'args.cni.mac: "01:00:5e:00:00:01" is a multicast MAC address',
-            7,
-        ),
-        ({"cni_args": "IP=ten"}, 'CNI_ARGS IP: "ten" is not an IP address', 7),
-        ({"cni_args": "MAC=ten"}, 'CNI_ARGS MAC: "ten" is not a MAC address', 7),
-        ({"cni_args": "IP"}, 'ARGS: invalid pair "IP"', 4),
-        ({"cni_args": "FOO=1"}, 'ARGS: unknown args ["FOO=1"]', 4),
-    ],
-    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
-)
-def test_a_wrong_request_is_named(keys: dict[str, Any], message: str, code: int) -> None:
-    with refused(message, code):
-        config(**keys)
-
-
-def test_the_embedded_store_is_refused_to_a_cluster_with_the_reason() -> None:
-    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=d"
-    reason = (
-        "ipam.store: sqlite knows the leases of one node only, and with Kubernetes two nodes would give one "
-        "address twice: give each node ranges of its own and say so by ipam.nodeLocal: true"
-    )
-    with refused(reason):
-        config(cni_args=args)
-    assert config({**SUBNET, "nodeLocal": True}, cni_args=args).vm is None
-
-
-def test_a_missing_ipam_key_has_the_references_text() -> None:
-    with pytest.raises(CNIError) as caught:
-        Config.parse(parse({"CNI_COMMAND": "ADD"}, b'{"cniVersion": "1.0.0", "name": "net"}'))
-    assert (caught.value.code, caught.value.msg) == (7, "IPAM config missing 'ipam' key")
-
-
-# -- anything at all
-
-JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=12)
-    | st.sampled_from(
-        ["10.0.0.0/24", "10.0.0.5", "fd00::/64", "10.0.0.5-10.0.0.9/24", "::ffff:10.0.0.0/120", "/etc"]
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-RANGE_KEYS = ["subnet", "rangeStart", "rangeEnd", "gateway", "range", "range_start", "range_end", "exclude"]
-LEASE_KEYS = [
-    "ranges",
-    "ipRanges",
-    "routes",
-    "dns",
-    "resolvConf",
-    "mac",
-    "release",
-    "cooldown",
-    "store",
-    "dataDir",
-]
-RANGE = st.dictionaries(st.sampled_from(RANGE_KEYS), JSON, max_size=5)
-IPAM = st.dictionaries(
-    st.sampled_from([*RANGE_KEYS, *LEASE_KEYS, "nodeLocal", "bogus"]),
-    JSON | RANGE | st.lists(RANGE, max_size=2) | st.lists(st.lists(RANGE, max_size=2), max_size=2),
-    max_size=6,
-)
-
-
-@given(JSON | IPAM, JSON, JSON, st.text(max_size=30))
-def test_whatever_the_configuration_it_is_understood_or_refused(
-    ipam: Any, runtime: Any, args: Any, cni_args: str
-) -> None:
-    asked = request(ipam, cni_args, runtimeConfig=runtime, args={"cni": args})
-    answer = understood(asked)
-    if isinstance(answer, CNIError):
-        assert answer.code in (4, 7)
-        assert answer.msg
-    else:
-        assert all(given.spans for given in answer.pool.sets)
-
-
-def understood(asked: Request) -> Config | CNIError:
-    try:
-        return Config.parse(asked)
-    except CNIError as e:
-        return e
