@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
-from cnvnet.attachments import Attachments
-from cnvnet.diagnostics import say
+from cnvnet.attachment.record import Attachments
+from cnvnet.call_context import log
+from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
+from cnvnet.cni.fields import InterfaceAddress
+from cnvnet.kernel import sysctl
 from cnvnet.kernel.links import ChangeLink, CreateVeth, Link, VethPeer
 from cnvnet.kernel.stack import KernelError, Stack
 from cnvnet.plugins.cnv_bridge import plan
@@ -21,8 +25,27 @@ def ensure_bridge(host: Stack, attachments: Attachments, config: Config) -> Link
         with attachments.shared(f"bridge-{config.bridge}"):
             bridge = _make_or_adjust(host, config)
     # The bridge's routes are ours to make, as in the reference.
-    apply_settings(host, [plan.Setting(f"net/ipv6/conf/{bridge.name}/accept_ra", "0")])
+    sysctl.apply(host.sysctls, [plan.no_advertisements(bridge.name)])
     return bridge
+
+
+@contextmanager
+def still_there(host: Stack, bridge: Link) -> Generator[None]:
+    """What fails inside because another program has deleted the bridge raises CNIError 11.
+
+    The kernel's own words for it differ by operation: EINVAL, ENODEV, ENOENT of a sysctl.
+    """
+    try:
+        yield
+    except OSError as e:
+        if host.link(bridge.ifindex) is not None:
+            raise
+        raise deleted(bridge.name) from e
+
+
+def deleted(name: str) -> CNIError:
+    """The error of an ADD whose bridge, or gateway link, another program has deleted while it ran."""
+    return CNIError(TRY_AGAIN_LATER, f"bridge {name} has been deleted meanwhile")
 
 
 def ensure_gateway(
@@ -30,7 +53,7 @@ def ensure_gateway(
     attachments: Attachments,
     config: Config,
     bridge: Link,
-    wanted: Sequence[plan.InterfaceAddress],
+    wanted: Sequence[InterfaceAddress],
 ) -> Link:
     """The link with the gateway addresses: the bridge, or for a VLAN the outer end of a veth into it."""
     link = bridge
@@ -39,31 +62,21 @@ def ensure_gateway(
             link = _ensure_vlan_link(host, config, bridge) if config.vlan else bridge
             present = host.addresses(link.ifindex)
             host.apply(*plan.plan_gateway(config, link, present, wanted, plan.local_mac(os.urandom(6))))
-    apply_settings(host, plan.forwarding(wanted))
+    sysctl.apply(host.sysctls, plan.forwarding(wanted))
     return link
 
 
 def report_mtu(config: Config, before: Link, after: Link) -> None:
-    """Says where the port's MTU does not fit the bridge's; the reference keeps silent, and works as we do.
+    """Logs where the port's MTU does not fit the bridge's; the reference does the same without a word.
 
-    A bridge whose MTU nobody has set takes the smallest of its ports, which nobody needs to be told who has
-    asked for that MTU.
+    A bridge whose MTU was never set takes the smallest MTU of its ports; no line is logged when that is the
+    configuration's.
     """
     if config.mtu > after.mtu:
-        say(f"mtu {config.mtu}: bridge {after.name} keeps {after.mtu}, larger frames reach its ports only")
+        log(f"mtu {config.mtu}: bridge {after.name} keeps {after.mtu}, larger frames reach its ports only")
     if after.mtu < before.mtu and config.mtu != after.mtu:
         remedy = f'"mtu": {before.mtu}, or ip link set {after.name} mtu {before.mtu}'
-        say(f"bridge {after.name} has come down from mtu {before.mtu} to {after.mtu} ({remedy})")
-
-
-def apply_settings(stack: Stack, settings: Iterable[plan.Setting]) -> None:
-    """Sets the sysctls; a kernel without IPv6 lacks some that nobody needs then."""
-    for setting in settings:
-        try:
-            stack.sysctls.set(setting.key, setting.value)
-        except OSError:
-            if setting.required:
-                raise
+        log(f"bridge {after.name} has come down from mtu {before.mtu} to {after.mtu} ({remedy})")
 
 
 def _make_or_adjust(host: Stack, config: Config) -> Link:
@@ -76,9 +89,12 @@ def _make_or_adjust(host: Stack, config: Config) -> Link:
                 raise plan.no_vlan_filtering(config) from e
             # Other programs make bridges too and do not know our lock.
             bridge = host.link(config.bridge) if e.errno == errno.EEXIST else None
+            if bridge is None and e.errno in (errno.EEXIST, errno.ENODEV):
+                raise deleted(config.bridge) from e  # between its creation and this look
             if bridge is None:
                 raise
-    host.apply(*plan.plan_bridge(config, bridge, ""))
+    with still_there(host, bridge):
+        host.apply(*plan.plan_bridge(config, bridge, ""))
     return bridge
 
 
@@ -102,7 +118,7 @@ def _ensure_vlan_link(host: Stack, config: Config, bridge: Link) -> Link:
             ChangeLink(port.ifindex, up=True),
             ChangeLink(link.ifindex, up=True),
         )
-        apply_settings(host, [plan.Setting(f"net/ipv6/conf/{port.name}/accept_ra", "0")])
+        sysctl.apply(host.sysctls, [plan.no_advertisements(port.name)])
     return link
 
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from cnvnet.cni.args import parse_args
-from cnvnet.cni.conventions import requested_mac
+from cnvnet.cni.conventions import RequestedMac, requested_mac
 from cnvnet.cni.errors import INVALID_ENVIRONMENT, CNIError, InvalidConfig
 from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS
+from cnvnet.executables import STATIC_IP
+from cnvnet.kernel.addresses import MIN_IPV6_MTU
+from cnvnet.kernel.links import IFNAMSIZ
 from cnvnet.plugins.cnv_bridge.guards import Guards
+from cnvnet.vm import identity
 
+# The reference plugin's default, so that its configurations find their bridge.
 DEFAULT_BRIDGE: Final = "cni0"
+# IEEE 802.1Q: VID 0 is a priority tag alone, and 4095 is reserved.
 LAST_VLAN: Final = 4094
-# The address manager that runs inside this process; any other is executed.
-OWN_IPAM: Final = "static-ip"
 _ARGS: Final = frozenset({"MAC"})
-_STATIC_IP_ARGS: Final = frozenset({"IP", "VM_NAMESPACE", "VM_NAME", "VM_UID", "VM_INTERFACE", "VM_ROLE"})
-# IFNAMSIZ in linux/if.h, with the terminating zero.
-_NAME_BYTES: Final = 16
+_STATIC_IP_ARGS: Final = frozenset({"IP", *identity.ARGS})
 # What the folders of sysctls are called that are for all interfaces and for new ones.
 _NO_NAMES: Final = ("all", "default")
 # ETH_MIN_MTU and ETH_MAX_MTU in linux/if_ether.h, which bridges and veths go by.
@@ -31,24 +33,24 @@ _MTU: Final = (68, 65535)
 
 
 class Config(NamedTuple):
-    """What the configuration asks for.
-
-    `trunk` is None when there is no vlanTrunk key, which is not the same as an empty list: that one makes a
-    new bridge filter VLANs. Its ranges are sorted and do not touch. `mac` "" and `mtu` 0 are not asked for.
-    `ip_masq` is only about addresses that IPAM gave.
-    """
+    """What the configuration asks for."""
 
     network: str
     bridge: str
     is_gateway: bool
     is_default_gateway: bool
     force_address: bool
+    # Only where an address manager gives addresses.
     ip_masq: bool
     ip_masq_backend: str
+    # Bytes; 0 leaves it to the kernel.
     mtu: int
     hairpin_mode: bool
     promisc_mode: bool
+    # 1 to 4094; 0 is none.
     vlan: int
+    # Ranges (first, last) of VLANs, sorted, with gaps between them. None without the key vlanTrunk; an empty
+    # list of it makes a new bridge filter VLANs.
     trunk: tuple[tuple[int, int], ...] | None
     preserve_default_vlan: bool
     macspoofchk: bool
@@ -58,14 +60,17 @@ class Config(NamedTuple):
     enable_dad: bool
     disable_container_interface: bool
     port_isolation: bool
-    mac: str
+    # The MAC that the call asks for and the key that asks; both "" where none does.
+    mac: RequestedMac
+    # "" for a network without addresses.
     ipam_type: str
+    # None: what the address manager says.
     dns: DNS | None
 
     @classmethod
     def parse(cls, request: Request) -> Config:
         """Raises CNIError (7, for CNI_ARGS 4) naming the key that is wrong or contradicts another."""
-        fields = Fields(request.config)
+        fields = request.fields
         ipspoofchk = fields.flag("ipspoofchk")
         ipam_type = fields.fields("ipam").text("type")
         is_default_gateway = fields.flag("isDefaultGateway")
@@ -97,6 +102,20 @@ class Config(NamedTuple):
         _refuse_contradictions(config)
         return config
 
+    def ensure_effective(self, fields: Fields, versions: frozenset[int]) -> None:
+        """Raises InvalidConfig for what an ADD would take and which then did nothing, or could not work.
+
+        `fields` is the whole configuration, `versions` are those of IP that there will be. No other command
+        minds: there may be attachments that older programs have made of such a configuration.
+        """
+        if fields.flag("ipMasq") and not self.ipam_type:
+            raise InvalidConfig("ipMasq: without ipam there are no addresses to masquerade")
+        for item in fields.each("vlanTrunk") or ():
+            if not any(map(item.has, ("id", "minID", "maxID"))):
+                raise InvalidConfig(f"{item.where}: neither id nor minID and maxID")
+        if 6 in versions and 0 < self.mtu < MIN_IPV6_MTU:
+            raise InvalidConfig(f"mtu: {self.mtu} is less than {MIN_IPV6_MTU}, which an IPv6 range needs")
+
     @property
     def filters_vlans(self) -> bool:
         """Whether a bridge made for this configuration filters VLANs."""
@@ -104,6 +123,7 @@ class Config(NamedTuple):
 
     @property
     def guards(self) -> Guards:
+        """Which guards the port gets."""
         return Guards(self.macspoofchk, self.ipspoofchk, self.dhcp_guard, self.ra_guard)
 
     @property
@@ -112,19 +132,17 @@ class Config(NamedTuple):
         return f"{self.bridge}.{self.vlan}" if self.vlan else self.bridge
 
 
-class Remnants(NamedTuple):
+class DeleteConfig(NamedTuple):
     """What DEL and GC need. A key that ADD would refuse must not keep an attachment from being deleted."""
 
-    network: str
     bridge: str
     ipam_type: str
-    macspoofchk: bool
     ip_masq: bool
 
     @classmethod
-    def parse(cls, request: Request) -> Remnants:
+    def parse(cls, request: Request) -> DeleteConfig:
         """Never raises: a key of the wrong type is taken for absent."""
-        fields = Fields(request.config)
+        fields = request.fields
         try:
             ipam_type = fields.fields("ipam").text("type")
         except InvalidConfig:
@@ -133,13 +151,7 @@ class Remnants(NamedTuple):
             bridge = _bridge(fields)
         except InvalidConfig:
             bridge = ""
-        return cls(
-            network=request.name,
-            bridge=bridge,
-            ipam_type=ipam_type,
-            macspoofchk=fields.raw("macspoofchk") is True,
-            ip_masq=fields.raw("ipMasq") is True,
-        )
+        return cls(bridge=bridge, ipam_type=ipam_type, ip_masq=fields.raw("ipMasq") is True)
 
 
 def _refuse_contradictions(config: Config) -> None:
@@ -149,7 +161,7 @@ def _refuse_contradictions(config: Config) -> None:
         raise InvalidConfig("cannot set hairpin mode and promiscuous mode at the same time")
     if config.ipspoofchk and not config.ipam_type:
         raise InvalidConfig("ipspoofchk: without ipam there are no addresses to allow")
-    if config.is_gateway and config.ipam_type and len(config.gateway_link.encode()) >= _NAME_BYTES:
+    if config.is_gateway and config.ipam_type and len(config.gateway_link.encode()) >= IFNAMSIZ:
         raise InvalidConfig(
             f"isGateway: the gateway of VLAN {config.vlan} would be called {config.gateway_link}, "
             "which is longer than 15 characters"
@@ -170,7 +182,7 @@ def _bridge(fields: Fields) -> str:
     # dev_valid_name of the kernel; % would be a template for a name, and two names are taken by the sysctls.
     if not name:
         raise InvalidConfig(f"{where}: an empty name")
-    if len(name.encode(errors="surrogatepass")) >= _NAME_BYTES:
+    if len(name.encode(errors="surrogatepass")) >= IFNAMSIZ:
         raise InvalidConfig(f'{where}: "{name[:40]}" is longer than 15 characters')
     if name in (".", "..", *_NO_NAMES):
         raise InvalidConfig(f'{where}: "{name}" cannot be the name of an interface')
@@ -202,32 +214,38 @@ def _trunk(fields: Fields) -> tuple[tuple[int, int], ...] | None:
         first, last = _optional(item, "minID"), _optional(item, "maxID")
         if first is not None and last is not None:
             if not 0 < first <= LAST_VLAN:
-                raise InvalidConfig("incorrect trunk minID parameter")
+                raise InvalidConfig("incorrect trunk minID parameter", _no_vlan(item, "minID", first))
             if not 0 < last <= LAST_VLAN:
-                raise InvalidConfig("incorrect trunk maxID parameter")
+                raise InvalidConfig("incorrect trunk maxID parameter", _no_vlan(item, "maxID", last))
             if last < first:
-                raise InvalidConfig("minID is greater than maxID in trunk parameter")
+                details = f"{item.where}: minID {first} is greater than maxID {last}"
+                raise InvalidConfig("minID is greater than maxID in trunk parameter", details)
             vids.update(range(first, last + 1))
         elif first is not None or last is not None:
             missing = "maxID" if last is None else "minID"
-            raise InvalidConfig(f"minID and maxID should be configured simultaneously, {missing} is missing")
+            msg = f"minID and maxID should be configured simultaneously, {missing} is missing"
+            raise InvalidConfig(msg, f"{item.path(missing)}: required")
         single = _optional(item, "id")
         if single is not None:
             if not 0 < single <= LAST_VLAN:
-                raise InvalidConfig("incorrect trunk id parameter")
+                raise InvalidConfig("incorrect trunk id parameter", _no_vlan(item, "id", single))
             vids.add(single)
     return ranges(vids)
 
 
+def _no_vlan(item: Fields, key: str, vid: int) -> str:
+    return f"{item.path(key)}: {vid} is not between 1 and {LAST_VLAN}"
+
+
 def ranges(vids: set[int]) -> tuple[tuple[int, int], ...]:
     """The numbers as the fewest ranges (first, last), sorted."""
-    found: list[tuple[int, int]] = []
+    fewest: list[tuple[int, int]] = []
     for vid in sorted(vids):
-        if found and found[-1][1] == vid - 1:
-            found[-1] = (found[-1][0], vid)
+        if fewest and fewest[-1][1] == vid - 1:
+            fewest[-1] = (fewest[-1][0], vid)
         else:
-            found.append((vid, vid))
-    return tuple(found)
+            fewest.append((vid, vid))
+    return tuple(fewest)
 
 
 def _optional(item: Fields, key: str) -> int | None:
@@ -248,9 +266,9 @@ def _ip_masq_backend(fields: Fields) -> str:
     return backend
 
 
-def _mac(fields: Fields, args: str, ipam_type: str) -> str:
+def _mac(fields: Fields, args: str, ipam_type: str) -> RequestedMac:
     # Our own address manager reads its arguments in the same call, so they are no strangers.
-    known = _ARGS | _STATIC_IP_ARGS if ipam_type == OWN_IPAM else _ARGS
+    known = _ARGS | _STATIC_IP_ARGS if ipam_type == STATIC_IP else _ARGS
     return requested_mac(fields, parse_args(args, known))
 
 

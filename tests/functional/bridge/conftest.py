@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.bridge.network import PROGRAMS
+from tests.functional.bridge.bridge_network import PROGRAMS
 from tests.harness import Node, Sandbox
 
 

@@ -13,8 +13,8 @@ from tests.harness import Node, cni_path_of_all
 # configuration, and answers with the file named after the command, if there is one.
 SCRIPT = """#!/bin/sh
 read -r folder < "${0%/*}/folder"
-who="$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS"
-printf '%s %s\\n' "$who" "$(cat)" >> "$folder/calls"
+call="$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS"
+printf '%s %s\\n' "$call" "$(cat)" >> "$folder/calls"
 [ -e "$folder/$CNI_COMMAND.sh" ] && . "$folder/$CNI_COMMAND.sh"
 [ -e "$folder/$CNI_COMMAND.json" ] && cat "$folder/$CNI_COMMAND.json"
 [ -e "$folder/$CNI_COMMAND.exit" ] && exit "$(cat "$folder/$CNI_COMMAND.exit")"
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
 
 class ScriptedIpam:
-    """The type `scripted`, found through `cni_path`. It gives 10.1.2.9/24 unless told otherwise."""
+    """The type `scripted`, found through `cni_path`. It gives 10.1.2.9/24 unless configured otherwise."""
 
     type = "scripted"
 
@@ -66,7 +66,7 @@ class ScriptedIpam:
         self.answers(command, {"cniVersion": "1.0.0", "code": code, "msg": msg, "details": details}, 1)
 
     def runs(self, command: str, *argv: str | Path) -> None:
-        """A deed of the next calls of `command` before they answer."""
+        """A command that the next calls of `command` run before they answer."""
         (self.folder / f"{command}.sh").write_text(shlex.join(str(part) for part in argv) + "\n")
 
     @property

@@ -17,8 +17,8 @@ from typing import Any
 
 from cnvnet.cni import skel
 from cnvnet.ipam.static_ip.plugin import StaticIP
-from cnvnet.kernel.resident import ResidentKernel
-from cnvnet.plugins import cnv_bridge
+from cnvnet.kernel.deferred.resident import ResidentKernel
+from cnvnet.plugins.cnv_bridge import plugin as cnv_bridge
 
 
 class Late:
@@ -64,11 +64,11 @@ def main() -> None:
         for _ in range(asked["rounds"]):
             for done in [threads.submit(each.cycle) for each in attachments]:
                 done.result()
-    told = {
+    report = {
         "problems": [problem for each in attachments for problem in each.problems],
         "addresses": [address for each in attachments for address in each.addresses],
     }
-    json.dump(told, sys.stdout)
+    json.dump(report, sys.stdout)
     sys.stdout.flush()
     if asked["killed"]:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, cast
 
-from tests.functional.bridge.network import ports
+from tests.functional.bridge.bridge_network import ports
 from tests.harness import Node, Sandbox
 
 # Of no interest: they say when something was made, or repeat the random parts of it.
@@ -23,12 +23,12 @@ class Roles:
 
     def __init__(self, node: Node, pod: Sandbox, bridge: str) -> None:
         self._words: dict[str, str] = {pod.netns: "<pod>"}
-        mine = [("pod", pod, name) for name in pod.links() if name != "lo"]
+        interfaces = [("pod", pod, name) for name in pod.links() if name != "lo"]
         for number, port in enumerate(ports(node, bridge)):
             self._words[port] = f"<port {number}>"
-            mine.append(("node", node, port))
-        mine.extend(("node", node, name) for name in (bridge,) if node.link(name))
-        for where, sandbox, name in mine:
+            interfaces.append(("node", node, port))
+        interfaces.extend(("node", node, name) for name in (bridge,) if node.link(name))
+        for where, sandbox, name in interfaces:
             mac = (sandbox.link(name) or {})["address"]
             # One that was asked for keeps its digits: it has to be the right one.
             if not mac.startswith("02:00:00:00:00"):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from cnvnet.cni import skel
 from cnvnet.cni.errors import CNIError
+from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
-from cnvnet.plugins.cnv_bridge.config import Config, Remnants
-from tests.functional.bridge.network import OURS, ruleset
+from cnvnet.plugins.cnv_bridge.config import Config, DeleteConfig
+from tests.functional.bridge.bridge_network import OURS, ruleset
 from tests.harness import VERSIONS, Node
 
 WORDS = (
@@ -69,10 +70,13 @@ class Parser:
         Config.parse(request)
 
     def delete(self, request: Request) -> None:
-        Remnants.parse(request)
+        DeleteConfig.parse(request)
 
     def gc(self, request: Request) -> None:
-        Remnants.parse(request)
+        DeleteConfig.parse(request)
+
+    def shared_folders(self, request: Request) -> tuple[str, ...]:
+        return ()
 
 
 def parser(_env: Mapping[str, str]) -> Parser:
@@ -123,7 +127,7 @@ def test_what_the_parser_accepts_is_within_its_limits(change: dict[str, Any]) ->
         args="",
         path="",
         env={},
-        config=BASE | change,
+        fields=Fields(BASE | change),
         raw=b"",
         cni_version="1.1.0",
         name="net",
@@ -148,7 +152,9 @@ def test_the_executable_does_the_same_and_changes_nothing(
     node: Node, tmp_path: Path, command: str, document: bytes
 ) -> None:
     # There is no namespace to attach to and no address manager, so nothing can come of any of it.
-    outcome = node.cni(OURS, command, document, "/no/such/netns", cni_path=str(tmp_path / "nothing"))
+    outcome = node.cni(
+        OURS, command, document, "/no/such/netns", cni_path=str(tmp_path / "nothing"), unknown_keys=True
+    )
     assert_well_formed(outcome.code, outcome.stdout, outcome.stderr)
     if command in ("ADD", "CHECK"):
         assert outcome.code == 1

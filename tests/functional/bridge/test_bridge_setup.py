@@ -1,10 +1,10 @@
-"""A1-A4: the bridge is made, found and kept."""
+"""ADD makes the bridge when it is missing, uses one that is there, and DEL keeps it."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     OURS,
     Network,
     assert_attached,
@@ -121,7 +121,7 @@ def test_a_link_of_another_kind_is_not_taken_for_a_bridge(node: Node, pod: Sandb
     assert pod.link("eth0") is None
 
 
-def test_the_bridge_is_called_cni0_when_nobody_says(node: Node, pod: Sandbox, program: str) -> None:
+def test_the_bridge_is_called_cni0_by_default(node: Node, pod: Sandbox, program: str) -> None:
     network = Network(node, program)
     del network.config["bridge"]
     network.add(pod).ok()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import OURS, host_local, leases, ports, ruleset
+from tests.functional.bridge.bridge_network import OURS, host_local, leases, ports, ruleset
 from tests.harness import Node, Outcome, Sandbox, cni_path_of_all, peer
 
 # libcni keeps its cache below /var/lib/cni, whatever one says; each test gets a folder of its own there.
@@ -72,12 +72,12 @@ def test_another_interface_name(node: Node, pod: Sandbox, program: str) -> None:
 
 def test_capabilities_are_passed_on(node: Node, pod: Sandbox, program: str) -> None:
     tool = Cnitool(node, "net", bridge(node, program, capabilities={"mac": True, "ips": True}))
-    wishes = {"mac": "02:00:00:00:00:07", "ips": ["10.1.2.77/24"]}
-    result = tool.run("add", pod, CAP_ARGS=json.dumps(wishes)).ok()
-    assert (pod.link("eth0") or {})["address"] == wishes["mac"]
+    capabilities = {"mac": "02:00:00:00:00:07", "ips": ["10.1.2.77/24"]}
+    result = tool.run("add", pod, CAP_ARGS=json.dumps(capabilities)).ok()
+    assert (pod.link("eth0") or {})["address"] == capabilities["mac"]
     assert result["ips"][0]["address"] == "10.1.2.77/24"
-    assert tool.run("check", pod, CAP_ARGS=json.dumps(wishes)).code == 0
-    assert tool.run("del", pod, CAP_ARGS=json.dumps(wishes)).code == 0
+    assert tool.run("check", pod, CAP_ARGS=json.dumps(capabilities)).code == 0
+    assert tool.run("del", pod, CAP_ARGS=json.dumps(capabilities)).code == 0
 
 
 def test_an_error_reaches_the_caller(node: Node, pod: Sandbox, program: str) -> None:

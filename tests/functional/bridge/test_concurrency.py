@@ -1,4 +1,4 @@
-"""K6: many calls at once, on a bridge that is not there yet."""
+"""Many concurrent calls, the first of which has to make the bridge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import OURS, Network, host_local, leases, ports, ruleset
+from tests.functional.bridge.bridge_network import OURS, Network, host_local, leases, ports, ruleset
 from tests.harness import Node, Outcome, Sandbox
 
 pytestmark = pytest.mark.every_way

@@ -1,4 +1,4 @@
-"""J1, J2, K11: what a configuration may say, and the words with which the rest is refused.
+"""The configurations that ADD takes, and the codes and texts with which it refuses all others.
 
 Nothing may have been made when a configuration is refused: that is asserted for each.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import OURS, PROGRAMS, Network, host_local, port_flag, ports
+from tests.functional.bridge.bridge_network import OURS, PROGRAMS, Network, host_local, port_flag, ports
 from tests.harness import Node, Sandbox
 
 SINGLE_VLAN = "invalid VLAN ID {} (must be between 0 and 4094)"
@@ -212,7 +212,7 @@ def test_a_key_of_every_plugin_with_the_wrong_type(
     assert node.cni(program, command, config, pod).error()["code"] == 6
 
 
-def test_unknown_keys_are_ignored(node: Node, pod: Sandbox, program: str) -> None:
+def test_unknown_keys_change_nothing(node: Node, pod: Sandbox, program: str) -> None:
     unknown: dict[str, Any] = {
         "deviceID": "0000:00:01.0",
         "x": {"vlan": 5000},
@@ -220,7 +220,7 @@ def test_unknown_keys_are_ignored(node: Node, pod: Sandbox, program: str) -> Non
         "": None,
         "ü": [],
     }
-    result = Network(node, program, **unknown).add(pod).ok()
+    result = Network(node, program, **unknown).add(pod, unknown_keys=True).ok()
     assert len(result["interfaces"]) == 3
 
 
@@ -256,10 +256,10 @@ def test_white_space_around_the_document_is_fine(node: Node, pod: Sandbox, progr
 
 
 def test_a_large_document_is_read_whole(node: Node, pod: Sandbox, program: str) -> None:
-    Network(node, program, ballast="x" * 3_000_000).add(pod).ok()
+    Network(node, program, ballast="x" * 3_000_000).add(pod, unknown_keys=True).ok()
 
 
-# K9: what is there is not changed, and a pod's MTU is what was asked for.
+# `mtu` is the pod's; a bridge that is there already keeps its own.
 def test_an_mtu_larger_than_that_of_the_bridge(node: Node, pod: Sandbox, program: str) -> None:
     node.run("ip", "link", "add", "bridge0", "type", "bridge")
     for mtu in ("1400", "1500"):  # once it has been changed, it does not follow the ports any more

@@ -1,4 +1,4 @@
-"""K3 and the rest of DEL: it always ends well, and takes away its own things only."""
+"""DEL succeeds when there is nothing left to do, and removes only what its own ADD has made."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import harness
-from tests.functional.bridge.ipam import ScriptedIpam
-from tests.functional.bridge.network import (
+from tests.functional.agent.own_agent import eventually
+from tests.functional.bridge.bridge_network import (
     OURS,
     REFERENCE,
     Network,
@@ -19,6 +19,7 @@ from tests.functional.bridge.network import (
     ruleset,
     where_the_reference_errs,
 )
+from tests.functional.bridge.ipam import ScriptedIpam
 from tests.harness import Node, Sandbox
 
 
@@ -111,7 +112,7 @@ def test_a_lost_record_does_not_keep_a_port(node: Node, pod: Sandbox, lost: str)
 
 
 @where_the_reference_errs("it deletes any link of that name")
-def test_somebody_elses_link_of_that_name_stays(node: Node, pod: Sandbox, program: str) -> None:
+def test_a_foreign_link_of_that_name_stays(node: Node, pod: Sandbox, program: str) -> None:
     pod.run("ip", "link", "add", "eth0", "type", "bridge")
     Network(node, program).delete(pod).ok()
     assert pod.link("eth0") is not None
@@ -158,7 +159,7 @@ def test_the_bridge_its_address_and_other_ports_stay(node: Node, pod: Sandbox, p
     assert (other.link("eth0") or {})["operstate"] == "UP"
 
 
-def test_a_bridge_somebody_deleted_is_no_obstacle(node: Node, pod: Sandbox, program: str) -> None:
+def test_a_deleted_bridge_is_no_obstacle(node: Node, pod: Sandbox, program: str) -> None:
     network = everything(node, program)
     network.add(pod).ok()
     node.run("ip", "link", "del", "bridge0")
@@ -244,3 +245,13 @@ def test_an_address_manager_that_never_was_is_no_obstacle(node: Node, pod: Sandb
     deleted = network.delete(pod)
     deleted.ok()
     assert ipam_type in deleted.stderr
+
+
+def test_a_port_that_was_renamed_on_both_sides_is_found(node: Node, pod: Sandbox) -> None:
+    network = Network(node, OURS)
+    host = network.add(pod).ok()["interfaces"][1]["name"]
+    for sandbox, name in ((node, host), (pod, "eth0")):
+        sandbox.run("ip", "link", "set", name, "down")
+        sandbox.run("ip", "link", "set", name, "name", "renamed")
+    network.delete(pod).ok()
+    assert eventually(lambda: node.link("renamed") is None and pod.link("renamed") is None)

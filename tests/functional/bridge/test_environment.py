@@ -1,4 +1,4 @@
-"""K13: whatever the caller's circumstances, a call works or says in one error object why not."""
+"""In any environment, a call works or answers with one error object that says why not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.functional.bridge.network import OURS, Network, host_local, ports
+from tests.functional.bridge.bridge_network import OURS, Network, host_local, ports
 from tests.harness import Node, Outcome, Sandbox, executable
 
 pytestmark = pytest.mark.alone
@@ -144,7 +144,7 @@ FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
 
 
 @pytest.mark.parametrize("script", [CLOSED_PIPE, FULL], ids=["closed-pipe", "full-disk"])
-def test_a_result_that_nobody_takes_is_a_failure(node: Node, pod: Sandbox, script: str) -> None:
+def test_a_result_that_cannot_be_written_is_a_failure(node: Node, pod: Sandbox, script: str) -> None:
     network = guarded(node)
     outcome = network.add(pod, within=python(script))
     assert outcome.code == 1
@@ -216,7 +216,7 @@ def test_records_that_cannot_be_written_stop_an_add_before_it_starts(node: Node,
 
 
 @pytest.mark.parametrize("command", ["ADD", "STATUS"])
-def test_a_full_disk_is_told_before_anything_is_made(node: Node, pod: Sandbox, command: str) -> None:
+def test_a_full_disk_is_reported_before_anything_is_made(node: Node, pod: Sandbox, command: str) -> None:
     script = (
         'mkdir -p "$1"; mount -t tmpfs -o size=64k none "$1"; head -c 99999 /dev/zero > "$1/full" || true'
     )

@@ -1,4 +1,4 @@
-"""G1-G2, K5, K17, K19-K21: an ADD that cannot be done leaves nothing that belongs to it."""
+"""An ADD that fails leaves nothing of its attachment, whichever step it was that failed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.ipam import ScriptedIpam
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     OURS,
     Network,
     host_local,
@@ -17,6 +16,7 @@ from tests.functional.bridge.network import (
     ruleset,
     where_the_reference_errs,
 )
+from tests.functional.bridge.ipam import ScriptedIpam
 from tests.harness import Node, Sandbox
 
 pytestmark = pytest.mark.every_way
@@ -168,7 +168,7 @@ def test_the_same_add_succeeds_once_the_obstacle_is_gone(
     assert pod.addresses("eth0") == ["10.1.2.9/24"]
 
 
-def test_an_address_manager_is_told_to_release_what_it_gave(
+def test_an_address_manager_is_asked_to_release_what_it_gave(
     node: Node, pod: Sandbox, program: str, ipam: ScriptedIpam
 ) -> None:
     answer = {
@@ -184,7 +184,6 @@ def test_an_address_manager_is_told_to_release_what_it_gave(
     assert add.config["bridge"] == "bridge0"
 
 
-# K17
 @where_the_reference_errs("it looks at the namespace after everything has been made")
 def test_the_nodes_own_namespace_is_refused_before_anything_is_made(node: Node, program: str) -> None:
     error = Network(node, program).add(node).error()
@@ -214,7 +213,7 @@ def test_a_namespace_that_cannot_be_opened_is_refused_by_path(node: Node, progra
     assert ports(node) == []
 
 
-# K19: this kernel or that, a bridge made without filtering does not filter.
+# A bridge made without filtering ignores VLANs, whether the kernel could filter them or not.
 @pytest.mark.parametrize("keys", [{"vlan": 33}, {"vlanTrunk": [{"id": 33}]}], ids=["vlan", "trunk"])
 def test_a_vlan_on_a_bridge_that_does_not_filter_is_refused(
     node: Node, pod: Sandbox, keys: dict[str, Any]
@@ -226,8 +225,7 @@ def test_a_vlan_on_a_bridge_that_does_not_filter_is_refused(
     assert_nothing_left(node, pod)
 
 
-# K20
-def test_an_ipv6_address_somebody_else_has_is_noticed(node: Node, program: str) -> None:
+def test_an_ipv6_address_of_another_pod_is_noticed(node: Node, program: str) -> None:
     addresses = [{"address": "2001:db8::5/64", "gateway": "2001:db8::1"}]
     ipam = {"type": "static", "addresses": addresses}
     network = Network(node, program, enabledad=True, ipam=ipam)
@@ -238,7 +236,6 @@ def test_an_ipv6_address_somebody_else_has_is_noticed(node: Node, program: str) 
     assert "dad" in error["msg"].lower() or "duplicate" in error["msg"].lower()
 
 
-# K21
 def test_a_full_pool_is_reported_in_the_address_managers_words(node: Node, program: str) -> None:
     network = Network(node, program, ipam=host_local(node, "10.1.2.0/30"))
     network.add(node.pod()).ok()

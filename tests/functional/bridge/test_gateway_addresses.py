@@ -1,4 +1,4 @@
-"""F1-F3: two networks that want the same bridge to be their gateway."""
+"""Two networks share a bridge as gateway: addresses that conflict are refused without `forceAddress`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     Network,
     default_gateway,
     host_local,

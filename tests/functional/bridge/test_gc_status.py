@@ -1,4 +1,4 @@
-"""K7, K8: what is left of attachments that are no more, and whether the network could take another."""
+"""GC removes what ended attachments have left; STATUS says whether the network could take another one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.functional.bridge.bridge_network import OURS, Network, host_local, leases, ports, ruleset
 from tests.functional.bridge.ipam import ScriptedIpam
-from tests.functional.bridge.network import OURS, Network, host_local, leases, ports, ruleset
 from tests.harness import VERSIONS, Node, Outcome, Sandbox
 
 OLD = [version for version in VERSIONS if version != "1.1.0"]

@@ -1,4 +1,4 @@
-"""C1, C6-C8: ports without addresses. Those with VLANs are in test_vlan."""
+"""Layer 2: without `ipam` a port has no addresses. Ports with VLANs are in test_vlan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     LEGACY,
     OURS,
     Network,

@@ -1,4 +1,4 @@
-"""B1-B7: addresses in the pod, gateways on the bridge."""
+"""Layer 3: ADD puts the addresses and routes of IPAM into the pod, and gateways on the bridge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     LEGACY,
     OURS,
     Network,

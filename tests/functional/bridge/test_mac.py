@@ -1,4 +1,4 @@
-"""E1-E3: who decides the pod's MAC."""
+"""The pod's MAC is that of runtimeConfig, args.cni, CNI_ARGS or the lease, in this order, or random."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import Network, assert_attached, host_local, ports
+from tests.functional.bridge.bridge_network import Network, assert_attached, host_local, ports
 from tests.harness import VERSIONS, Node, Sandbox
 
 BY_ARGS = "02:00:00:00:00:01"
@@ -82,7 +82,7 @@ def test_unknown_arguments_are_ignored_when_the_runtime_says_so(
 
 
 # What Multus 4.3 sends for a pod whose annotation asks for a MAC and two addresses: its own arguments, then
-# the runtime's once more, then the wishes,
+# the runtime's once more, then the requests,
 # whether the network has addresses or not.
 MULTUS = (
     "IgnoreUnknown=true;K8S_POD_NAMESPACE=default;K8S_POD_NAME=virt-launcher-vm-a-x2k4p;"

@@ -1,4 +1,4 @@
-"""I1, K16: a port that may only speak with its own MAC.
+"""`macspoofchk`: a port passes frames from its own MAC only.
 
 The guards beyond the MAC, and what crafted frames do, are the data path's tests; here it is the objects and
 one honest look at the frames.
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.functional.bridge.network import OURS, REFERENCE, Network, host_local, ports, ruleset
+from tests.functional.bridge.bridge_network import OURS, REFERENCE, Network, host_local, ports, ruleset
 from tests.harness import VERSIONS, Node, Sandbox
 
 # Sends COUNT copies of a frame; hears those of one sender; both inside a pod.

@@ -1,12 +1,20 @@
-"""H1-H2: addresses of pods hidden behind the node's."""
+"""`ipMasq` hides the addresses of pods behind the node's, and ends with the attachment."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import LEGACY, OURS, Network, assert_attached, host_local, ruleset
+from tests.functional.bridge.bridge_network import (
+    LEGACY,
+    OURS,
+    Network,
+    assert_attached,
+    host_local,
+    ruleset,
+)
 from tests.harness import VERSIONS, Node, Sandbox
 
 CURRENT = [version for version in VERSIONS if version not in LEGACY]
@@ -98,6 +106,27 @@ def test_one_of_two_pods_stays_hidden_when_the_other_goes(node: Node, world: San
     assert "10.1.2.3" in text
 
 
+def test_pods_that_come_and_go_at_once_are_masqueraded_and_leave_no_subnet(node: Node) -> None:
+    """The last one of a subnet takes its chain along, just when another one may need it."""
+    network = Network(
+        node, OURS, isGateway=True, ipMasq=True, ipam=host_local(node, "10.1.2.0/24", "fd00::/64")
+    )
+
+    def come_and_go(worker: int) -> list[str]:
+        pod, found = node.pod(), list[str]()
+        for turn in range(6):
+            container = f"vm-{worker}-{turn}"
+            result = network.add(pod, container_id=container).ok()
+            checked = network.check(pod, result, container_id=container)
+            found += [checked.stdout] if checked.code else []
+            network.delete(pod, container_id=container).ok()
+        return found
+
+    with ThreadPoolExecutor(3) as workers:
+        assert list(workers.map(come_and_go, range(3))) == [[], [], []]
+    assert "beyond_" not in ruleset(node)
+
+
 def test_an_unknown_backend_is_refused(node: Node, pod: Sandbox, program: str) -> None:
     ipam = host_local(node, "10.1.2.0/24")
     network = Network(node, program, ipMasq=True, ipMasqBackend="pf", ipam=ipam)
@@ -108,7 +137,12 @@ def test_an_unknown_backend_is_refused(node: Node, pod: Sandbox, program: str) -
 
 def test_without_addresses_there_is_nothing_to_hide(node: Node, pod: Sandbox, program: str) -> None:
     network = Network(node, program, ipMasq=True)
-    network.add(pod).ok()
+    done = network.add(pod)
+    if program == OURS:
+        expected = "ipMasq: without ipam there are no addresses to masquerade"
+        assert (done.error()["code"], done.error()["msg"]) == (7, expected)
+    else:
+        done.ok()
     assert "masquerade" not in ruleset(node)
     network.delete(pod).ok()
 

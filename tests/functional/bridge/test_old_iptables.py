@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cnvnet.plugins.cnv_bridge.legacy import Attachment
+from cnvnet.plugins.cnv_bridge.reference_cleanup import Attachment
 from tests.harness import Node, peer
 
 # As the reference plugin v1.9.1 calls iptables for network "mynet" and container "cidiptables".
@@ -22,13 +22,13 @@ RULES = [
 ]
 REMOVE = """
 import sys
-from cnvnet.kernel.nft import open_nft
-from cnvnet.plugins.cnv_bridge import legacy
-attachment = legacy.Attachment(*sys.argv[1:])
+from cnvnet.kernel.nft.tables import open_nft
+from cnvnet.plugins.cnv_bridge import reference_cleanup
+attachment = reference_cleanup.Attachment(*sys.argv[1:])
 with open_nft() as nft:
-    print(legacy.has_masquerade(nft, attachment))
-    legacy.remove(nft, attachment)
-    print(legacy.has_masquerade(nft, attachment))
+    print(reference_cleanup.has_masquerade(nft, attachment))
+    reference_cleanup.remove(nft, attachment)
+    print(reference_cleanup.has_masquerade(nft, attachment))
 """
 OURS = Attachment("mynet", "cidiptables", "eth0")
 

@@ -1,4 +1,4 @@
-"""K12 and the order in which a malformed call is refused: the same words and codes as the reference."""
+"""A malformed call is refused as the reference refuses it: same code, same text, same fault first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import OURS, REFERENCE, Network, ports
+from tests.functional.bridge.bridge_network import OURS, REFERENCE, Network, ports
 from tests.harness import VERSIONS, Node, Outcome, Sandbox
 
 UNSET = "\0"
@@ -168,7 +168,7 @@ def test_standard_input_with_nothing_in_it(node: Node, program: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.0.9", "0.5.0", "1.2.0", "2.0.0", "999.0.0"])
-def test_a_version_nobody_supports(node: Node, program: str, version: str) -> None:
+def test_an_unknown_version_is_refused(node: Node, program: str, version: str) -> None:
     error = refused(call(node, program, Network(node, program, version).config))
     supported = " ".join(f'"{known}"' for known in VERSIONS)
     details = f'config is "{version}", plugin supports [{supported}]'

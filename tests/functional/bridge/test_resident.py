@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cnvnet.kernel.links import RETIRED_GROUP
-from tests.functional.bridge.network import ruleset
+from tests.functional.bridge.bridge_network import ruleset
 from tests.harness import Node, Sandbox
 
 pytestmark = pytest.mark.alone
@@ -49,9 +49,9 @@ def resident(
         cwd=CHECKOUT,
     )
     assert (done.returncode, done.stderr) == (-signal.SIGKILL if killed else 0, "")
-    told = json.loads(done.stdout)
-    assert told["problems"] == []
-    addresses: list[str] = told["addresses"]
+    report = json.loads(done.stdout)
+    assert report["problems"] == []
+    addresses: list[str] = report["addresses"]
     return addresses
 
 

@@ -1,4 +1,4 @@
-"""K14, K15: a node changes from the reference to ours, or back, while attachments live on."""
+"""A node changes from the reference plugin to ours, or back, and its attachments live on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     OURS,
     REFERENCE,
     Network,
@@ -39,7 +39,7 @@ def test_ours_deletes_everything_the_reference_made(
     old = network(node, REFERENCE, keys)
     result = old.add(pod).ok()
     mac = result["interfaces"][2]["mac"]
-    old.served_by(OURS).delete(pod, result if with_result else None).ok()
+    old.with_program(OURS).delete(pod, result if with_result else None).ok()
     assert pod.link("eth0") is None
     assert ports(node) == []
     assert leases(node) == []
@@ -55,7 +55,7 @@ def test_ours_deletes_what_the_reference_left_of_a_vanished_pod(node: Node, path
     pod = node.pod()
     result = old.add(pod).ok()
     pod.run("ip", "link", "del", "eth0")
-    old.served_by(OURS).delete(path, result).ok()
+    old.with_program(OURS).delete(path, result).ok()
     assert leases(node) == []
     text = ruleset(node)
     assert "dummy-0" not in text
@@ -66,7 +66,7 @@ def test_ours_deletes_only_its_own_attachment_among_the_references(node: Node) -
     old = network(node, REFERENCE, {"macspoofchk": True, "ipMasq": True})
     pods = [node.pod(), node.pod()]
     results = [old.add(pod, container_id=f"vm-{n}").ok() for n, pod in enumerate(pods)]
-    old.served_by(OURS).delete(pods[0], results[0], container_id="vm-0").ok()
+    old.with_program(OURS).delete(pods[0], results[0], container_id="vm-0").ok()
     text = ruleset(node)
     assert "vm-0" not in text
     assert "macspoofchk-vm-1-eth0" in text
@@ -81,9 +81,9 @@ def test_ours_checks_what_the_reference_made(
 ) -> None:
     old = network(node, REFERENCE, keys, version)
     result = old.add(pod).ok()
-    assert old.served_by(OURS).check(pod, result).ok() is None
+    assert old.with_program(OURS).check(pod, result).ok() is None
     pod.run("ip", "addr", "del", "10.1.2.2/24", "dev", "eth0")
-    assert "10.1.2.2" in old.served_by(OURS).check(pod, result).error()["msg"]
+    assert "10.1.2.2" in old.with_program(OURS).check(pod, result).error()["msg"]
 
 
 @pytest.mark.parametrize("version", CHECKABLE)
@@ -93,7 +93,7 @@ def test_the_reference_checks_and_deletes_what_ours_made(
 ) -> None:
     new = network(node, OURS, keys, version)
     result = new.add(pod).ok()
-    old = new.served_by(REFERENCE)
+    old = new.with_program(REFERENCE)
     assert old.check(pod, result).ok() is None
     old.delete(pod, result).ok()
     assert pod.link("eth0") is None
@@ -104,7 +104,7 @@ def test_the_reference_checks_and_deletes_what_ours_made(
 def test_what_a_downgrade_left_is_cleaned_when_ours_is_back(node: Node, pod: Sandbox) -> None:
     new = network(node, OURS, {"macspoofchk": True, "ipMasq": True})
     new.add(pod).ok()
-    new.served_by(REFERENCE).delete(pod).ok()
+    new.with_program(REFERENCE).delete(pod).ok()
     new.delete(pod).ok()
     text = ruleset(node)
     assert "veth" not in text
@@ -117,14 +117,14 @@ def test_both_work_on_one_bridge_side_by_side(node: Node) -> None:
     old = network(node, REFERENCE, {"macspoofchk": True})
     pods = [node.pod(), node.pod()]
     old.add(pods[0], container_id="old").ok()
-    old.served_by(OURS).add(pods[1], container_id="new").ok()
+    old.with_program(OURS).add(pods[1], container_id="new").ok()
     assert pods[0].run("ping", "-qc1", "-w10", "10.1.2.3", check=False).returncode == 0
     assert pods[1].run("ping", "-qc1", "-w10", "10.1.2.1", check=False).returncode == 0
     old.delete(pods[0], container_id="old").ok()
     assert pods[1].run("ping", "-qc1", "-w10", "10.1.2.1", check=False).returncode == 0
 
 
-# K14: the operator that installs cnv-bridge links `bridge` to it.
+# KubeVirt's cluster-network-addons-operator installs cnv-bridge and links `bridge` to it.
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 def test_ours_works_through_a_link_called_bridge(node: Node, pod: Sandbox, *, relative: bool) -> None:
     folder = node.folder / "opt" / "cni" / "bin"
@@ -137,7 +137,7 @@ def test_ours_works_through_a_link_called_bridge(node: Node, pod: Sandbox, *, re
     linked = network(node, str(folder / "bridge"), {"type": "bridge", "macspoofchk": True})
     result = linked.add(pod).ok()
     assert linked.check(pod, result).ok() is None
-    linked.served_by(OURS).check(pod, result).ok()
+    linked.with_program(OURS).check(pod, result).ok()
     linked.delete(pod).ok()
     assert ports(node) == []
     assert node.cni(str(folder / "bridge"), "VERSION", {"cniVersion": "1.1.0"}).ok()["supportedVersions"]

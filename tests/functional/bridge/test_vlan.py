@@ -1,4 +1,6 @@
-"""C2-C5, D1-D8, K2, K18: ports in VLANs; on a kernel whose bridges can filter them.
+"""A port is in the VLANs that `vlan`, `vlanTrunk` and `preserveDefaultVlan` name, and in no other.
+
+These tests need a kernel whose bridges can filter VLANs.
 
 Two versions are enough here: results of all of them are compared elsewhere.
 """
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.bridge.network import (
+from tests.functional.bridge.bridge_network import (
     OURS,
     Network,
     assert_attached,
@@ -151,7 +153,6 @@ def test_a_trunk_carries_tagged_frames_of_its_vlans_only(node: Node, program: st
         trunk.run("ip", "link", "del", f"eth0.{vid}")
 
 
-# K18
 def test_a_trunk_of_every_vlan(node: Node, pod: Sandbox, program: str) -> None:
     network = Network(node, program, vlanTrunk=[{"minID": 2, "maxID": 4094}])
     network.add(pod).ok()
@@ -185,17 +186,17 @@ DAMAGES: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_check_finds_a_port_in_the_wrong_vlans(node: Node, pod: Sandbox, name: str) -> None:
-    command, said = DAMAGES[name]
+    command, message = DAMAGES[name]
     network = Network(node, OURS, vlan=100, vlanTrunk=TRUNK)
     result = network.add(pod).ok()
     assert network.check(pod, result).ok() is None
     node.run("bridge", "vlan", command[0], "dev", ports(node)[0], *command[1:])
-    assert said in network.check(pod, result).error()["msg"]
+    assert message in network.check(pod, result).error()["msg"]
 
 
-# K19 on a kernel that could filter.
+# A VLAN on a bridge that does not filter is an error; here the kernel could filter.
 @pytest.mark.parametrize("keys", [{"vlan": 33}, {"vlanTrunk": TRUNK}], ids=["vlan", "trunk"])
-def test_a_bridge_somebody_made_without_filtering_is_refused(
+def test_an_existing_bridge_without_filtering_is_refused(
     node: Node, pod: Sandbox, keys: dict[str, Any]
 ) -> None:
     node.run("ip", "link", "add", "bridge0", "type", "bridge")

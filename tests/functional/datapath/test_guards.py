@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from cnvnet.kernel import netns
-from cnvnet.kernel.nft import open_nft
+from cnvnet.kernel.nft.tables import open_nft
 from cnvnet.plugins.cnv_bridge import guards
 from cnvnet.plugins.cnv_bridge.guards import Guards
-from tests.functional.datapath.frames import HONEST, LYING, MAC, STACKED, Case, tagged
-from tests.functional.datapath.lab import (
+from tests.functional.datapath.frames import HONEST, IP, LYING, MAC, STACKED, Case, Raw, ether, tagged
+from tests.functional.datapath.guarded_bridge import (
     ALL,
     SENTINEL,
     Lab,
@@ -25,6 +26,7 @@ from tests.functional.datapath.lab import (
     installed_lab,
     packet_socket,
 )
+from tests.guard_versions import NUMBER, text_of
 
 # include/uapi/asm-generic/socket.h: as much as one likes
 SO_RCVBUFFORCE = 33
@@ -78,7 +80,30 @@ def test_the_bridge_learns_no_foreign_mac_from_frames_to_itself(lab: Lab, destin
     assert lab.guest.mac in known
 
 
+def multicast_routers(lab: Lab) -> str:
+    return lab.host.run("bridge", "-d", "mdb", "show").stdout.partition("router ports")[2]
+
+
+def test_the_bridge_takes_no_guarded_port_for_a_multicast_routers(lab: Lab) -> None:
+    sent = [NAMED[name] for name in ("igmp-query", "pim-hello", "mld-query", "multicast-router")]
+    guest = ether(lab.guest, dst="01:00:5e:00:00:01") / IP(
+        src=lab.guest.ipv4, dst="224.0.0.1", ttl=1, proto=2
+    )
+    query = bytes(guest / IGMP_QUERY)
+    for frame_of_router in [query, *(frame(lab, case) for case in sent)]:
+        assert not lab.passes(frame_of_router)
+    assert multicast_routers(lab) == ""
+    with closing(packet_socket(lab.ear)) as unguarded:
+        unguarded.send(query)
+        deadline = time.monotonic() + 5
+        while not multicast_routers(lab):
+            assert time.monotonic() < deadline, "a query makes no port a router's"
+            time.sleep(0.02)
+
+
 NAMED = {case.name: case for case in LYING}
+# With its checksum, or the bridge does not believe it.
+IGMP_QUERY = Raw(b"\x11\x64\xee\x9b\0\0\0\0")
 SEPARATE: dict[str, tuple[Guards, dict[str, str]]] = {
     "mac": (Guards(macspoofchk=True), {"mac": "spoofed_mac", "rarp-sender": "spoofed_rarp"}),
     "ip": (
@@ -92,7 +117,10 @@ SEPARATE: dict[str, tuple[Guards, dict[str, str]]] = {
             "rarp-sender": "spoofed_rarp",
             "mac-of-rarp": "spoofed_rarp",
             "fragmented-ra": "fragmented_nd",
+            "ah6-of-58": "hidden",
+            "ah6-of-60": "hidden",
             "snap": "snap",
+            "snap-abab": "snap",
         },
     ),
     "dhcp": (
@@ -100,6 +128,12 @@ SEPARATE: dict[str, tuple[Guards, dict[str, str]]] = {
         {
             "dhcp-offer": "dhcp_server",
             "dhcp6-advertise": "dhcp_server",
+            "dhcp-relayed": "dhcp_server",
+            "dhcp-fragmented": "hidden",
+            "ah-of-17": "hidden",
+            "ah6-of-17": "hidden",
+            "ah6-of-60": "hidden",
+            "snap-abab": "snap",
             "rarp-sender": "spoofed_rarp",
             "mac-of-rarp": "spoofed_rarp",
             "fragmented-ra": "fragmented_nd",
@@ -112,10 +146,37 @@ SEPARATE: dict[str, tuple[Guards, dict[str, str]]] = {
             "ra": "router",
             "redirect": "router",
             "icmp-redirect": "router",
+            "igmp-query": "router",
+            "mld-query": "router",
+            "pim-hello": "router",
+            "switch-0": "switch",
+            "ah-of-1": "hidden",
+            "ah6-of-58": "hidden",
+            "ah6-of-60": "hidden",
+            "snap-abab": "snap",
             "rarp-sender": "spoofed_rarp",
             "mac-of-rarp": "spoofed_rarp",
             "fragmented-ra": "fragmented_nd",
             "snap": "snap",
+        },
+    ),
+    # Only where a port has a MAC of its own is DHCP about that one.
+    "mac-and-dhcp": (
+        Guards(macspoofchk=True, dhcp_guard=True),
+        {
+            "mac": "spoofed_mac",
+            "dhcp-offer": "dhcp_server",
+            "dhcp6-advertise": "dhcp_server",
+            "dhcp-relayed": "dhcp_server",
+            "dhcp-discover-of-another": "spoofed_dhcp",
+            "dhcp-fragmented": "hidden",
+            "ah-of-17": "hidden",
+            "ah6-of-17": "hidden",
+            "ah6-of-60": "hidden",
+            "rarp-sender": "spoofed_rarp",
+            "fragmented-ra": "fragmented_nd",
+            "snap": "snap",
+            "snap-abab": "snap",
         },
     ),
     "none": (Guards(), {}),
@@ -197,21 +258,19 @@ def test_no_lie_passes_and_no_honest_frame_is_lost_while_newer_versions_come(tmp
         lab.passes(honest)
         ear = packet_socket(lab.ear)
         ear.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
-        heard: Counter[bytes] = Counter()
+        arrived: Counter[bytes] = Counter()
 
         def hear() -> None:
             while (received := ear.recv(4000))[12:] != SENTINEL:
-                heard[received] += 1
+                arrived[received] += 1
 
         threads = [threading.Thread(target=target) for target in (send, hear)]
         for thread in threads:
             thread.start()
         with netns.opened(lab.host.netns) as inside, open_nft(inside) as nft:
-            for number in range(2, 22):
+            for number in range(NUMBER + 1, NUMBER + 21):
                 chain = f"guard_v{number}"
-                newer = guards.TEXT.replace("guard_v1", chain)
-                newer = newer.replace("prerouting priority -310", f"prerouting priority {number - 311}")
-                nft.ensure(guards.FAMILY, guards.TABLE, chain, newer)
+                nft.ensure(guards.FAMILY, guards.TABLE, chain, text_of(chain))
                 assert nft.chain(guards.FAMILY, guards.TABLE, f"guard_v{number - 1}") is None
         over.set()
         threads[0].join()
@@ -219,5 +278,5 @@ def test_no_lie_passes_and_no_honest_frame_is_lost_while_newer_versions_come(tmp
             mouth.send(b"\xff" * 6 + frame_mac(lab.guest.mac) + SENTINEL)
         threads[1].join()
         ear.close()
-        assert heard[lie] == 0
-        assert heard[honest] == sent
+        assert arrived[lie] == 0
+        assert arrived[honest] == sent

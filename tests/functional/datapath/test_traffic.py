@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import socket
 import sys
 import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.functional.bridge.network import OURS, Network, host_local
+from cnvnet.kernel import netns
+from tests.functional.bridge.bridge_network import OURS, Network, host_local
 from tests.harness import Node, Sandbox, peer
 
+# include/uapi/asm-generic/socket.h
+SO_RCVBUFFORCE = 33
 FOREIGN = "02:00:00:00:00:ee"
 SERVE = """
 import socket, sys
@@ -93,6 +102,62 @@ def test_a_connection_works_both_ways(guests: list[Guest], family: str) -> None:
         server.stdout.readline()
         assert one.pod.run(sys.executable, "-c", CALL, address).stdout == "300000\n"
         server.wait(timeout=10)
+
+
+@pytest.mark.parametrize("pattern", ["05", "09", "43", "86"])
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_large_echoes_come_back_whatever_is_in_them(guests: list[Guest], family: str, pattern: str) -> None:
+    """5 and 9 are the types of ICMP redirects and router advertisements."""
+    one, other = guests
+    address = getattr(other, family)
+    assert pings(one, address)
+    output = one.pod.run("ping", "-qc20", "-i0.01", "-W2", "-s3000", f"-p{pattern}", address).stdout
+    assert " 0% packet loss" in output
+
+
+@contextmanager
+def datagrams(one: Guest, other: Guest, family: str) -> Generator[Callable[[bytes], bytes]]:
+    """Sends one from the one guest to the other, and returns what arrives."""
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        for guest in (one, other):
+            with netns.opened(guest.pod.netns) as inside, netns.entered(inside):
+                kind = socket.AF_INET if family == "ipv4" else socket.AF_INET6
+                made = opened.enter_context(socket.socket(kind, socket.SOCK_DGRAM))
+            made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+            made.settimeout(2)
+            made.bind((getattr(guest, family), 7777))
+            sockets.append(made)
+        mouth, ear = sockets
+
+        def carry(data: bytes) -> bytes:
+            mouth.sendto(data, (getattr(other, family), 7777))
+            return ear.recv(65536)
+
+        yield carry
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_datagrams_arrive_whatever_is_in_them(guests: list[Guest], family: str) -> None:
+    """Of 8,000 bytes that look like the ports of DHCP and DHCPv6 wherever they are cut; and random ones."""
+    one, other = guests
+    assert pings(one, getattr(other, family))
+    random = Random(1)
+    with datagrams(one, other, family) as carry:
+        for first, second in itertools.product((67, 68, 546, 547), repeat=2):
+            data = (first.to_bytes(2) + second.to_bytes(2)) * 2000
+            for _ in range(20):
+                assert carry(data) == data
+        for _ in range(3000):
+            data = random.randbytes(60_000)
+            assert carry(data) == data
+    assert not dropped(one.network.node)
+
+
+def dropped(node: Node) -> dict[str, int]:
+    """What is counted, but for `passed_other`."""
+    found = re.findall(r"counter (\w+) \{\s+packets (\d+)", reports(node))
+    return {name: int(number) for name, number in found if int(number) and name != "passed_other"}
 
 
 def test_duplicate_detection_ends_well_and_link_local_addresses_work(guests: list[Guest]) -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnvnet.cni.conventions import RequestedMac
 from cnvnet.cni.errors import CNIError
+from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS
-from cnvnet.plugins.cnv_bridge.config import Config, Remnants
+from cnvnet.plugins.cnv_bridge.config import Config, DeleteConfig
 from cnvnet.plugins.cnv_bridge.guards import Guards
 
 MAC = "02:00:00:00:00:07"
@@ -27,7 +29,7 @@ def a_request(config: dict[str, Any], args: str = "") -> Request:
         args=args,
         path="/opt/cni/bin",
         env={},
-        config=config,
+        fields=Fields(config),
         raw=b"",
         cni_version="1.1.0",
         name="net1",
@@ -60,7 +62,7 @@ def test_without_keys_the_defaults_are_those_of_the_reference() -> None:
         enable_dad=False,
         disable_container_interface=False,
         port_isolation=False,
-        mac="",
+        mac=RequestedMac(),
         ipam_type="",
         dns=None,
     )
@@ -248,24 +250,24 @@ def test_the_capability_beats_args_which_beat_cni_args() -> None:
     args = "MAC=02:00:00:00:00:01"
     cni = {"cni": {"mac": "02:00:00:00:00:02"}}
     runtime = {"mac": "02:00:00:00:00:03"}
-    assert parse(args).mac == "02:00:00:00:00:01"
-    assert parse(args, args=cni).mac == "02:00:00:00:00:02"
-    assert parse(args, args=cni, RuntimeConfig=runtime).mac == "02:00:00:00:00:03"
-    assert parse(args, args=cni, runtimeConfig={"mac": ""}).mac == "02:00:00:00:00:02"
+    assert parse(args).mac.mac == "02:00:00:00:00:01"
+    assert parse(args, args=cni).mac.mac == "02:00:00:00:00:02"
+    assert parse(args, args=cni, RuntimeConfig=runtime).mac.mac == "02:00:00:00:00:03"
+    assert parse(args, args=cni, runtimeConfig={"mac": ""}).mac.mac == "02:00:00:00:00:02"
 
 
 def test_a_mac_is_kept_in_canonical_form() -> None:
-    assert parse(runtimeConfig={"mac": "02-AB-cd-00-00-01"}).mac == "02:ab:cd:00:00:01"
+    assert parse(runtimeConfig={"mac": "02-AB-cd-00-00-01"}).mac.mac == "02:ab:cd:00:00:01"
 
 
 def test_a_mac_that_is_overruled_need_not_be_one() -> None:
-    assert parse("MAC=rubbish", runtimeConfig={"mac": MAC}).mac == MAC
+    assert parse("MAC=rubbish", runtimeConfig={"mac": MAC}).mac.mac == MAC
 
 
-def test_args_a_plugin_does_not_know_are_refused_unless_told_to_ignore_them() -> None:
+def test_args_a_plugin_does_not_know_are_refused_unless_to_be_ignored() -> None:
     with pytest.raises(CNIError, match=r'^ARGS: unknown args \["FOO=BAR"\]$'):
         parse("FOO=BAR;MAC=" + MAC)
-    assert parse("IgnoreUnknown=true;FOO=BAR;K8S_POD_NAME=p;MAC=02:00:00:00:00:01;MAC=" + MAC).mac == MAC
+    assert parse("IgnoreUnknown=true;FOO=BAR;K8S_POD_NAME=p;MAC=02:00:00:00:00:01;MAC=" + MAC).mac.mac == MAC
     with pytest.raises(CNIError, match=r'^ARGS: invalid pair "FOO"$') as caught:
         parse("FOO;IgnoreUnknown=1")
     assert caught.value.code == 4
@@ -273,7 +275,7 @@ def test_args_a_plugin_does_not_know_are_refused_unless_told_to_ignore_them() ->
 
 def test_the_arguments_of_our_own_address_manager_are_known() -> None:
     args = "IP=10.0.0.5;VM_NAMESPACE=n;VM_NAME=v;VM_UID=u;VM_INTERFACE=i;VM_ROLE=active"
-    assert parse(args, ipam={"type": "static-ip"}).mac == ""
+    assert parse(args, ipam={"type": "static-ip"}).mac.mac == ""
     with pytest.raises(CNIError, match=r"^ARGS: unknown args"):
         parse(args, ipam={"type": "host-local"})
 
@@ -301,8 +303,8 @@ def test_what_is_needed_for_deleting_is_read_whatever_else_is_wrong() -> None:
         {"vlan": 9999, "bridge": 7, "MacSpoofChk": True, "ipMasq": True, "IPAM": {"Type": "host-local"}},
         "FOO",
     )
-    assert Remnants.parse(request) == Remnants("net1", "", "host-local", macspoofchk=True, ip_masq=True)
-    nothing = Remnants("net1", "cni0", "", macspoofchk=False, ip_masq=False)
+    assert DeleteConfig.parse(request) == DeleteConfig("", "host-local", ip_masq=True)
+    nothing = DeleteConfig("cni0", "", ip_masq=False)
     broken: list[dict[str, Any]] = [
         {"ipam": "x"},
         {"ipam": {"type": 7}},
@@ -310,7 +312,7 @@ def test_what_is_needed_for_deleting_is_read_whatever_else_is_wrong() -> None:
         {"macspoofchk": "x", "ipMasq": 1},
     ]
     for config in broken:
-        assert Remnants.parse(a_request(config)) == nothing
+        assert DeleteConfig.parse(a_request(config)) == nothing
 
 
 _KEYS = st.sampled_from(
@@ -347,7 +349,7 @@ _JSON = st.recursive(
 @given(config=st.dictionaries(_KEYS | st.text(), _JSON), args=st.text() | st.just(f"MAC={MAC}"))
 def test_any_json_is_a_configuration_or_a_cni_error(config: dict[str, Any], args: str) -> None:
     request = a_request(config, args)
-    Remnants.parse(request)
+    DeleteConfig.parse(request)
     try:
         parsed = Config.parse(request)
     except CNIError:

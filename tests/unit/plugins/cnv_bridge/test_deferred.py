@@ -10,16 +10,17 @@ import pytest
 
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.result import render
-from cnvnet.kernel.fake import FakeKernel
+from cnvnet.kernel.deferred.retired import sweep
 from cnvnet.kernel.links import RETIRED_GROUP
 from cnvnet.kernel.netns import LostNamespace
-from cnvnet.kernel.retired import sweep
-from tests.unit.plugins.cnv_bridge.world import FULL, POD, World, links_of, outer
-from tests.unit.plugins.mortal import MortalKernel
+from cnvnet.plugins.cnv_bridge import ipam
+from tests.fakes.kernel import FakeKernel
+from tests.unit.plugins.cnv_bridge.fake_node import FULL, POD, World, links_of, outer
+from tests.unit.plugins.killing_kernel import KillingKernel
 
 
 class SlowReaper:
-    """Does nothing until it is told to."""
+    """Does nothing until the test says so."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
@@ -42,6 +43,23 @@ def resident(folder: Path, kernel: FakeKernel | None = None, **keys: Any) -> tup
 
 def retired(world: World) -> int:
     return sum(link.group == RETIRED_GROUP for link in world.host.links.values())
+
+
+def test_the_reaper_begins_when_the_call_has_done_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, reaper = resident(tmp_path, **FULL)
+    world.add()
+    seen: list[int] = []
+    giving_back = ipam.release
+
+    def give_back(*args: Any) -> None:
+        seen.append(reaper.notified)
+        giving_back(*args)
+
+    monkeypatch.setattr("cnvnet.plugins.cnv_bridge.delete.release", give_back)
+    world.delete()
+    assert (seen, reaper.notified) == ([0], 1)
 
 
 def test_the_port_is_out_of_the_way_and_deleted_later(tmp_path: Path) -> None:
@@ -124,10 +142,10 @@ def test_whichever_step_fails_del_or_the_next_one_leaves_nothing(tmp_path: Path)
 
 def test_whichever_step_is_the_last_of_a_killed_del_the_next_one_finishes(tmp_path: Path) -> None:
     for step in range(1, steps_of_del(tmp_path / "count") + 1):
-        kernel = MortalKernel()
+        kernel = KillingKernel()
         world, reaper = resident(tmp_path / str(step), kernel, **FULL)
         world.add()
-        kernel.deadly = kernel.steps + step
+        kernel.kill_at = kernel.steps + step
         with pytest.raises(LostNamespace):
             world.delete()
         # By the next process, by one that ends with its call, or by the next ADD.

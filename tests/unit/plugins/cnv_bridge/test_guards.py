@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_interface
+from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
 
-from cnvnet.kernel.nft import render
-from cnvnet.kernel.nft_fake import FakeNft
+from cnvnet.kernel.addresses import link_local
 from cnvnet.plugins.cnv_bridge import guards
 from cnvnet.plugins.cnv_bridge.guards import Guards, elements
+from tests.fakes.nft import FakeNft, render
 
 GOLDEN = Path(__file__).parents[3] / "data" / "bridge_guards.nft"
 ADDRESSES = [ip_interface("10.1.2.5/24"), ip_interface("2001:db8::5/64")]
@@ -59,15 +59,11 @@ def test_every_set_a_port_may_be_in_is_declared() -> None:
 
 
 def test_every_address_is_allowed_once() -> None:
-    own = guards.link_local(MAC)
+    own = link_local(bytes.fromhex(MAC.replace(":", "")))
     twice = [*ADDRESSES, ip_interface(f"{own}/64"), ip_interface("2001:db8::5/128")]
     found = elements("veth1", MAC, twice, Guards(ipspoofchk=True))
     assert [element.key[1] for element in found if element.set == "ipv6"] == [str(own), "2001:db8::5"]
     assert len(found) == len(set(found))
-
-
-def test_the_link_local_address_is_formed_as_rfc_4291_says() -> None:
-    assert guards.link_local("34:56:78:9A:BC:DE") == IPv6Address("fe80::3656:78ff:fe9a:bcde")
 
 
 def test_the_table_is_loaded_only_while_it_has_its_rules() -> None:

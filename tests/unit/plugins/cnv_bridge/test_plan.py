@@ -10,18 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.cni.result import DNS, IP, Interface, Result, Route
+from cnvnet.cni.result import DNS, IP, Interface, Result, ResultRoute
 from cnvnet.kernel.addresses import AddAddress, Address, DeleteAddress
 from cnvnet.kernel.links import Bridge, ChangeLink, CreateBridge, CreateVeth, Link, VethPeer
-from cnvnet.kernel.routes import AddRoute
-from cnvnet.kernel.routes import Route as KernelRoute
+from cnvnet.kernel.routes import AddRoute, Route
 from cnvnet.kernel.vlans import AddVlans, DeleteVlans, VlanRange
 from cnvnet.plugins.cnv_bridge import plan
 from cnvnet.plugins.cnv_bridge.config import Config
 from tests.unit.plugins.cnv_bridge.test_config import parse
 
 MAC = "02:00:00:00:00:07"
-NAMES = plan.Names("veth00000001", "fe:00:00:00:00:01", "eth0", MAC)
+NAMES = plan.PortNames("veth00000001", "fe:00:00:00:00:01", "eth0", MAC)
 IPAM = {"type": "host-local"}
 
 
@@ -46,9 +45,18 @@ def native(vid: int) -> VlanRange:
     return VlanRange(vid, vid, pvid=True, untagged=True)
 
 
-def leased(*addresses: str, gateway: str | None = None, routes: tuple[Route, ...] = ()) -> Result:
+def leased(*addresses: str, gateway: str | None = None, routes: tuple[ResultRoute, ...] = ()) -> Result:
     gw = ip_address(gateway) if gateway else None
     return Result(ips=tuple(IP(ip_interface(a), gw) for a in addresses), routes=routes)
+
+
+class TestOrder:
+    def test_our_own_address_manager_comes_before_the_port_and_all_others_after_it(self) -> None:
+        guards, addresses = plan.Step.GUARDS, plan.Step.ADDRESSES
+        assert plan.order("") == plan.Order((guards,), ())
+        assert plan.order("static-ip") == plan.Order((addresses, guards), ())
+        for foreign in ("dhcp", "host-local"):
+            assert plan.order(foreign) == plan.Order((guards,), (addresses, guards))
 
 
 class TestBridge:
@@ -186,12 +194,14 @@ class TestContainer:
         assert plan.plan_container(3, Result()) == (ChangeLink(3, up=True),)
 
     def test_addresses_come_before_up_and_routes_after(self) -> None:
-        route = Route(ip_network("198.51.100.0/24"), priority=7, table=9, scope=253, mtu=1300, advmss=1200)
+        route = ResultRoute(
+            ip_network("198.51.100.0/24"), priority=7, table=9, scope=253, mtu=1300, advmss=1200
+        )
         assert plan.plan_container(3, leased("10.0.0.2/24", gateway="10.0.0.1", routes=(route,))) == (
             AddAddress(3, ip_interface("10.0.0.2/24")),
             ChangeLink(3, up=True),
             AddRoute(
-                KernelRoute(
+                Route(
                     ip_network("198.51.100.0/24"),
                     3,
                     ip_address("10.0.0.1"),
@@ -213,9 +223,9 @@ class TestContainer:
                 IP(ip_interface("fd00::2/64")),
             ),
             routes=(
-                Route(ip_network("0.0.0.0/0")),
-                Route(ip_network("198.51.100.0/24"), ip_address("10.0.1.1")),
-                Route(ip_network("fd01::/64")),
+                ResultRoute(ip_network("0.0.0.0/0")),
+                ResultRoute(ip_network("198.51.100.0/24"), ip_address("10.0.1.1")),
+                ResultRoute(ip_network("fd01::/64")),
             ),
         )
         operations = plan.plan_container(3, result)
@@ -236,7 +246,17 @@ class TestContainer:
             ("net/ipv6/conf/lo/disable_ipv6", "0", True),
             ("net/ipv6/conf/eth0/disable_ipv6", "0", True),
             ("net/ipv6/conf/eth0/keep_addr_on_down", "1", True),
+            ("net/ipv6/conf/eth0/ndisc_notify", "1", False),
         ]
+
+    def test_a_migrations_target_is_not_announced(self) -> None:
+        result = leased("fd00::2/64")
+        silent = plan.container_settings(parse(ipam=IPAM, enabledad=True), "eth0", result, silent=True)
+        values = {setting.key: setting.value for setting in silent}
+        for link in ("all", "eth0"):
+            assert values[f"net/ipv4/conf/{link}/arp_notify"] == "0"
+            assert values[f"net/ipv6/conf/{link}/ndisc_notify"] == "0"
+        assert values["net/ipv6/conf/eth0/accept_dad"] == "0", "the source would say that it is a duplicate"
 
 
 class TestGateways:
@@ -275,10 +295,12 @@ class TestGateways:
     def test_a_default_route_of_ipam_counts_if_it_has_a_gateway(self) -> None:
         config = parse(ipam=IPAM, isDefaultGateway=True)
         default = ip_network("0.0.0.0/0")
-        there = Route(default, ip_address("10.0.0.77"))
-        assert plan.with_gateways(config, leased("10.0.0.2/24", routes=(there,))).routes == (there,)
-        without = plan.with_gateways(config, leased("10.0.0.2/24", routes=(Route(default),)))
-        assert without.routes == (Route(default), Route(default, ip_address("10.0.0.1")))
+        default_route = ResultRoute(default, ip_address("10.0.0.77"))
+        assert plan.with_gateways(config, leased("10.0.0.2/24", routes=(default_route,))).routes == (
+            default_route,
+        )
+        without = plan.with_gateways(config, leased("10.0.0.2/24", routes=(ResultRoute(default),)))
+        assert without.routes == (ResultRoute(default), ResultRoute(default, ip_address("10.0.0.1")))
 
     def test_a_network_without_room_for_a_gateway_is_refused(self) -> None:
         with pytest.raises(InvalidConfig, match="no address after it"):
@@ -330,17 +352,17 @@ class TestGatewayAddresses:
         )
 
     def test_overlapping_ipv6_networks_conflict(self) -> None:
-        there = addresses("2001:db8:1::1/48")
+        existing = addresses("2001:db8:1::1/48")
         with pytest.raises(InvalidConfig, match="already has an IP address"):
-            self.planned(there, "2001:db8:1:2::1/64")
+            self.planned(existing, "2001:db8:1:2::1/64")
         with pytest.raises(InvalidConfig, match="already has an IP address"):
             self.planned(addresses("2001:db8:1:2::1/64"), "2001:db8:1::1/48")
-        forced = self.planned(there, "2001:db8:1:2::1/64", forceAddress=True)
+        forced = self.planned(existing, "2001:db8:1:2::1/64", forceAddress=True)
         assert DeleteAddress(7, ip_interface("2001:db8:1::1/48")) in forced
 
     def test_disjoint_ipv6_networks_and_the_other_family_do_not(self) -> None:
-        there = addresses("2001:db8:1:2::1/64", "10.0.0.1/8", "fe80::1/64")
-        assert self.planned(there, "fd00:1234::1/64", forceAddress=True) == (
+        existing = addresses("2001:db8:1:2::1/64", "10.0.0.1/8", "fe80::1/64")
+        assert self.planned(existing, "fd00:1234::1/64", forceAddress=True) == (
             self.PIN,
             AddAddress(7, ip_interface("fd00:1234::1/64")),
         )

@@ -1,5 +1,4 @@
-"""What the reference bridge plugin's ADD leaves on a host, found and removed, so that a node is upgraded in
-place.
+"""What the reference bridge plugin's ADD leaves on a host, removed, so that a node is upgraded in place.
 
 Names are those of containernetworking/plugins v1.9.1: pkg/link/spoofcheck.go,
 pkg/ip/ipmasq_iptables_linux.go and ipmasq_nftables_linux.go. Each is asked for by its name, which costs
@@ -12,10 +11,11 @@ import hashlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Chain, Nft, Rule
+from cnvnet.call_context import log
+from cnvnet.kernel.nft.tables import Nft, NftChain, NftRule
 
 _MASQUERADE: Final = ("inet", "cni_plugins_masquerade", "masq_checks")
+# The longest name that iptables takes for a chain: the reference plugin cuts its hash to it.
 _CHAIN_LENGTH: Final = 28
 # A tenant may have chosen a part of the name, and nft's language has no quotes for names.
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./-")
@@ -37,7 +37,7 @@ def remove(nft: Nft, attachment: Attachment) -> None:
         for script in _scripts(nft, attachment):
             nft.run(script)
     except OSError as e:
-        say(f"rules of an older plugin stay: {e}")
+        log(f"rules of an older plugin stay: {e}")
     for names, program in _XTABLES:
         if "nat" in _words(f"/proc/thread-self/net/{names}"):
             _remove_xtables(program, _iptables_chain(attachment))
@@ -65,9 +65,9 @@ def has_masquerade(nft: Nft, attachment: Attachment) -> bool:
 def _scripts(nft: Nft, attachment: Attachment) -> Iterator[str]:
     """What to run for what is there."""
     port, mac = _spoof_chains(attachment)
-    found = [name for name in (port, mac) if _probe(nft, "bridge", "nat", name)]
-    if found:
-        yield _removal(nft, "bridge", "PREROUTING", found)
+    chains = [name for name in (port, mac) if _probe(nft, "bridge", "nat", name)]
+    if chains:
+        yield _removal(nft, "bridge", "PREROUTING", chains)
     chain = _iptables_chain(attachment)
     for family in ("ip", "ip6"):
         if _probe(nft, family, "nat", chain):
@@ -85,7 +85,7 @@ def _removal(nft: Nft, family: str, base: str, chains: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _masquerade_rules(nft: Nft, attachment: Attachment) -> list[Rule]:
+def _masquerade_rules(nft: Nft, attachment: Attachment) -> list[NftRule]:
     chain = nft.chain(*_MASQUERADE)
     # The base chain's goto is the first use: without another there is nothing to list.
     if _use(chain) < 2:
@@ -119,7 +119,7 @@ def _xtables(program: str, *arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as e:
-        say(f"{' '.join(command)}: {e}")
+        log(f"{' '.join(command)}: {e}")
         return ""
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
@@ -142,12 +142,12 @@ def _probe(nft: Nft, family: str, table: str, chain: str) -> bool:
     if nft.chain(family, table, chain) is None:
         return False
     if not _PLAIN.issuperset(chain):
-        say(f"chain {chain!r} of an older plugin stays: its name cannot be written in nft's language")
+        log(f"chain {chain!r} of an older plugin stays: its name cannot be written in nft's language")
         return False
     return True
 
 
-def _use(chain: Chain | None) -> int:
+def _use(chain: NftChain | None) -> int:
     return chain.use if chain is not None else 0
 
 

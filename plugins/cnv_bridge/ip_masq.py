@@ -17,13 +17,17 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from contextlib import contextmanager
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from functools import partial
+from ipaddress import IPv4Interface, ip_interface
 from typing import Final, NamedTuple
 
-from cnvnet.attachments import Attachments, Key
+from cnvnet.attachment.record import Attachments, Key
+from cnvnet.call_context import log
 from cnvnet.cni.errors import IO_FAILURE, CNIError
-from cnvnet.diagnostics import say
-from cnvnet.kernel.nft import Element, Nft, NftError, loaded
+from cnvnet.cni.fields import InterfaceAddress
+from cnvnet.kernel import private_folder
+from cnvnet.kernel.nft.tables import Element, Nft, NftError, loaded
+from cnvnet.plugins.cnv_bridge.reload import change_loaded
 
 FAMILY: Final = "inet"
 TABLE: Final = "cnv_masquerade"
@@ -46,36 +50,27 @@ table inet cnv_masquerade {
 """
 
 _LOCK: Final = "masquerade"
+# What the chains of subnets begin with.
+_SUBNETS: Final = "beyond_"
 _MARK: Final = "v1 "
 _UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
-Interface = IPv4Interface | IPv6Interface
 
-
-class Masquerade(NamedTuple):
+class IpMasq(NamedTuple):
     """The masqueraded addresses of one node, with their markers below `folder`."""
 
     attachments: Attachments
     folder: str
 
-    def add(self, nft: Nft, key: Key, addresses: Sequence[Interface]) -> None:
+    def add(self, nft: Nft, key: Key, addresses: Sequence[InterfaceAddress]) -> None:
         """Masquerades the addresses for an attachment; again is fine. Raises NftError, and CNIError 5."""
         with self.attachments.shared(_LOCK):
-            nft.ensure(FAMILY, TABLE, VERSION, TEXT)
             for address in addresses:
                 self._mark(key, address)
-                _ensure_subnet(nft, address)
-            wanted = [element(address) for address in addresses]
-            try:
-                nft.change(add=wanted)
-            except NftError as e:
-                if e.errno not in (errno.EEXIST, errno.EBUSY):
-                    raise
-                # An address that led to another subnet until now: the newer pod is right.
-                nft.change(add=wanted, delete=wanted)
+            change_loaded(partial(_load, nft, addresses), partial(_lead, nft, addresses))
 
-    def remove(self, nft: Nft, key: Key, addresses: Sequence[Interface]) -> None:
-        """The attachment wants its addresses masqueraded no more; again, or never added, is fine."""
+    def remove(self, nft: Nft, key: Key, addresses: Sequence[InterfaceAddress]) -> None:
+        """Ends the masquerading of an attachment's addresses; again, or never added, is fine."""
         with self._locked_if_possible():
             for address in addresses:
                 self._remove(nft, _marker(key), address)
@@ -88,51 +83,58 @@ class Masquerade(NamedTuple):
                 for owner in _listing(os.path.join(self.folder, name)):
                     if owner.startswith(_of_network(plugin, network)) and owner not in kept:
                         self._remove(nft, owner, ip_interface(name))
+            # Chains that nothing leads to: a DEL of an older version, or one that was killed, has left them.
+            for chain in nft.chains(FAMILY, TABLE):
+                if chain.startswith(_SUBNETS):
+                    nft.delete_chain(FAMILY, TABLE, chain)
 
-    def restore(self, nft: Nft, keys: Iterable[Key], repair: Callable[[bool], bool]) -> tuple[bool, int]:
-        """Puts back what others have taken away of these attachments' addresses.
+    def reconcile(self, nft: Nft, keys: Iterable[Key], repair: Callable[[bool], bool]) -> tuple[bool, int]:
+        """Restores what other programs have removed of these attachments' addresses.
 
         Whether rules were not as they should be, and how many elements were missing. `repair` sees to the
-        table, being told whether it is needed. Raises NftError, and CNIError 5.
+        table; its argument says whether it is needed. Raises NftError, and CNIError 5.
         """
         owners = {_marker(key) for key in keys}
-        # The markers tell: DEL takes one away under this lock, and the address with the last.
+        # The markers decide: DEL removes its own under this lock, and with the last one the address.
         with self.attachments.shared(_LOCK):
             wanted = self._marked(owners)
             rules = repair(bool(wanted))
             for subnet in {address.network: address for address in wanted}.values():
                 rules = _ensure_subnet(nft, subnet) or rules
-            # Whoever has the address elsewhere by now is right.
+            # An address that leads to another subnet by now is a newer pod's: it stays.
             elements = {element(address)._replace(data=""): element(address) for address in wanted}
             missing = [elements[key] for key in nft.missing(list(elements))]
             nft.change(add=missing)
         return rules, len(missing)
 
-    def _marked(self, owners: Set[str]) -> list[Interface]:
+    def _marked(self, owners: Set[str]) -> list[InterfaceAddress]:
         """The addresses that any of these attachments has; of several attachments, as the newest has it."""
-        found: list[Interface] = []
+        addresses: list[InterfaceAddress] = []
         for name in _listing(self.folder):
             folder = os.path.join(self.folder, name)
             paths = [os.path.join(folder, owner) for owner in _listing(folder) if owner in owners]
             targets = [os.readlink(path) for path in sorted(paths, key=_age)]
             known = [target.removeprefix(_MARK) for target in targets if target.startswith(_MARK)]
-            found += [ip_interface(text) for text in known[-1:]]
-        return found
+            addresses += [ip_interface(text) for text in known[-1:]]
+        return addresses
 
-    def _remove(self, nft: Nft, owner: str, address: Interface) -> None:
+    def _remove(self, nft: Nft, owner: str, address: InterfaceAddress) -> None:
         folder = self._place(address)
         _remove_path(os.unlink, os.path.join(folder, owner))
-        if set(_listing(folder)) - {owner}:
-            return
-        # Last of all the folder: killed before that, the next DEL does it all again.
-        nft.change(delete=[element(address)])
-        _remove_path(os.rmdir, folder)
+        is_last = not set(_listing(folder)) - {owner}
+        if is_last:
+            nft.change(delete=[element(address)])
+        # With its last pod: an ADD that needs the chain waits for the lock that is held here.
+        nft.delete_chain(FAMILY, TABLE, _subnet_chain(address))
+        if is_last:
+            # Last of all: killed before that, the next DEL does it all again.
+            _remove_path(os.rmdir, folder)
 
-    def _mark(self, key: Key, address: Interface) -> None:
+    def _mark(self, key: Key, address: InterfaceAddress) -> None:
         folder, target = self._place(address), _MARK + address.with_prefixlen
         path = os.path.join(folder, _marker(key))
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            private_folder.ensure(self.folder, folder)
             try:
                 os.symlink(target, path)
             except FileExistsError:
@@ -142,7 +144,7 @@ class Masquerade(NamedTuple):
         except OSError as e:
             raise CNIError(IO_FAILURE, f"{path}: {e.strerror}") from e
 
-    def _place(self, address: Interface) -> str:
+    def _place(self, address: InterfaceAddress) -> str:
         return os.path.join(self.folder, str(address.ip))
 
     @contextmanager
@@ -160,13 +162,31 @@ class Masquerade(NamedTuple):
             lock.__exit__(None, None, None)
 
 
-def element(address: Interface) -> Element:
+def _load(nft: Nft, addresses: Sequence[InterfaceAddress]) -> None:
+    nft.ensure(FAMILY, TABLE, VERSION, TEXT)
+    for address in addresses:
+        _ensure_subnet(nft, address)
+
+
+def _lead(nft: Nft, addresses: Sequence[InterfaceAddress]) -> None:
+    """The addresses to the chains of their subnets."""
+    wanted = [element(address) for address in addresses]
+    try:
+        nft.change(add=wanted)
+    except NftError as e:
+        if e.errno not in (errno.EEXIST, errno.EBUSY):
+            raise
+        # An address that led to another subnet until now: the newer pod is right.
+        nft.change(add=wanted, delete=wanted)
+
+
+def element(address: InterfaceAddress) -> Element:
     """What a map of the table holds for a pod's address."""
     kind, name = ("ipv4_addr", "pods4") if isinstance(address, IPv4Interface) else ("ipv6_addr", "pods6")
     return Element(FAMILY, TABLE, name, (kind,), (str(address.ip),), f"goto {_subnet_chain(address)}")
 
 
-def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
+def missing(nft: Nft, addresses: Sequence[InterfaceAddress]) -> list[Element]:
     """The elements of those addresses that are not masqueraded as they should be; for CHECK."""
     works = loaded(nft, FAMILY, TABLE, VERSION, TEXT)
     return [
@@ -176,8 +196,8 @@ def missing(nft: Nft, addresses: Sequence[Interface]) -> list[Element]:
     ]
 
 
-def _ensure_subnet(nft: Nft, address: Interface) -> bool:
-    """The chain for a subnet's pods, made with its first one and never deleted: there are few subnets.
+def _ensure_subnet(nft: Nft, address: InterfaceAddress) -> bool:
+    """The chain for a subnet's pods, which is made with the first one and goes with the last.
 
     Whether it was missing.
     """
@@ -189,13 +209,13 @@ def _ensure_subnet(nft: Nft, address: Interface) -> bool:
     return True
 
 
-def _has_subnet(nft: Nft, address: Interface) -> bool:
+def _has_subnet(nft: Nft, address: InterfaceAddress) -> bool:
     return len(nft.rules(FAMILY, TABLE, _subnet_chain(address))) == 1
 
 
-def _subnet_chain(address: Interface) -> str:
+def _subnet_chain(address: InterfaceAddress) -> str:
     # nft's names have no colons.
-    return f"beyond_{str(address.network).replace(':', '-')}"
+    return f"{_SUBNETS}{str(address.network).replace(':', '-')}"
 
 
 def _marker(key: Key) -> str:
@@ -224,7 +244,7 @@ def _remove_path(remove: Callable[[str], None], path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         pass  # an earlier DEL came as far as this, or there never was a folder
     except OSError as e:
-        # Where nothing can be written the record stays too, and with it who does all this again.
+        # Where nothing can be written the record stays too, so that the next DEL does all of this again.
         if e.errno not in _UNWRITABLE:
             raise
-        say(f"{path}: {e.strerror}")
+        log(f"{path}: {e.strerror}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cnvnet.kernel.nft import NftError
-from cnvnet.kernel.nft_fake import FakeNft
-from cnvnet.plugins.cnv_bridge import legacy
-from cnvnet.plugins.cnv_bridge.legacy import Attachment
+from cnvnet.kernel.nft.tables import NftError
+from cnvnet.plugins.cnv_bridge import reference_cleanup
+from cnvnet.plugins.cnv_bridge.reference_cleanup import Attachment
+from tests.fakes.nft import FakeNft
 
 OURS = Attachment("mynet", "cidiptables", "eth0")
 OTHER = Attachment("mynet", "cidother", "eth0")
@@ -76,10 +76,10 @@ class Refusing(FakeNft):
 def test_the_mac_check_of_one_attachment_goes_and_the_others_stays() -> None:
     nft = FakeNft()
     nft.run(SPOOF)
-    assert legacy.has_spoof_rules(nft, OURS)
-    legacy.remove(nft, OURS)
-    assert not legacy.has_spoof_rules(nft, OURS)
-    assert legacy.has_spoof_rules(nft, OTHER)
+    assert reference_cleanup.has_spoof_rules(nft, OURS)
+    reference_cleanup.remove(nft, OURS)
+    assert not reference_cleanup.has_spoof_rules(nft, OURS)
+    assert reference_cleanup.has_spoof_rules(nft, OTHER)
     assert rules(nft) == {
         "PREROUTING": 1,
         "cni-br-iface-cidother-eth0": 1,
@@ -94,17 +94,17 @@ def test_a_mac_check_without_one_of_its_rules_is_none(chain: str) -> None:
     nft = FakeNft()
     nft.run(SPOOF)
     nft.run(f"flush chain bridge nat {chain}")
-    assert not legacy.has_spoof_rules(nft, OURS)
-    legacy.remove(nft, OURS)
+    assert not reference_cleanup.has_spoof_rules(nft, OURS)
+    reference_cleanup.remove(nft, OURS)
     assert "cidiptables" not in str(rules(nft))
 
 
 def test_iptables_chains_go_with_the_rules_that_lead_there() -> None:
     nft = FakeNft()
     nft.run(IPTABLES)
-    assert legacy.has_masquerade(nft, OURS)
-    assert not legacy.has_masquerade(nft, OTHER)
-    legacy.remove(nft, OURS)
+    assert reference_cleanup.has_masquerade(nft, OURS)
+    assert not reference_cleanup.has_masquerade(nft, OTHER)
+    reference_cleanup.remove(nft, OURS)
     assert rules(nft) == {"POSTROUTING": 1}
 
 
@@ -112,20 +112,20 @@ def test_masquerade_rules_go_by_their_comment() -> None:
     nft = FakeNft()
     nft.run(NFTABLES)
     attachment = Attachment("mynet", "cidnftables", "eth0")
-    assert legacy.has_masquerade(nft, attachment)
-    legacy.remove(nft, attachment)
-    assert not legacy.has_masquerade(nft, attachment)
+    assert reference_cleanup.has_masquerade(nft, attachment)
+    reference_cleanup.remove(nft, attachment)
+    assert not reference_cleanup.has_masquerade(nft, attachment)
     assert rules(nft) == {"masq_checks": 1, "postrouting": 1}
 
 
 def test_where_there_is_nothing_no_script_runs() -> None:
-    legacy.remove(Refusing(), OURS)
+    reference_cleanup.remove(Refusing(), OURS)
 
 
 def test_a_refusal_is_said_and_not_raised(capsys: pytest.CaptureFixture[str]) -> None:
     nft = Refusing()
     FakeNft.run(nft, SPOOF)
-    legacy.remove(nft, OURS)
+    reference_cleanup.remove(nft, OURS)
     assert "neither libnftables nor nft" in capsys.readouterr().err
 
 
@@ -133,6 +133,6 @@ def test_a_name_that_would_be_another_command_is_left_alone(capsys: pytest.Captu
     nft = FakeNft()
     attachment = OURS._replace(ifname="x;reset")
     nft.run("add table bridge nat\nadd chain bridge nat cni-br-iface-cidiptables-x;reset")
-    legacy.remove(nft, attachment)
+    reference_cleanup.remove(nft, attachment)
     assert nft.chain("bridge", "nat", "cni-br-iface-cidiptables-x;reset")
     assert "cannot be written" in capsys.readouterr().err

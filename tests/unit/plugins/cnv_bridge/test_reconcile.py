@@ -1,9 +1,10 @@
-"""What is put back of the plugin's tables, and what is not."""
+"""What is restored of the plugin's tables, and what is not."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from configparser import ConfigParser
 from contextlib import contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
@@ -11,19 +12,26 @@ from typing import Any
 
 import pytest
 
-from cnvnet.attachments import ADDING, DELETING, AttachmentFiles, Key, Record, Slot
+from cnvnet.attachment.files import AttachmentFiles
+from cnvnet.attachment.record import ADDING, DELETING, Key, LockedRecord, Record
 from cnvnet.kernel.boot import boot_id
-from cnvnet.kernel.nft import NftError
-from cnvnet.kernel.nft_fake import FakeNft
-from cnvnet.kernel.nft_upkeep import Keeper
-from cnvnet.plugins.cnv_bridge import guards, masquerade
-from cnvnet.plugins.cnv_bridge.inventory import Inventory
-from cnvnet.plugins.cnv_bridge.leftovers import Tools
-from cnvnet.plugins.cnv_bridge.restoration import GuardsTable, MasqueradeTable, Restored
-from tests.unit.plugins.cnv_bridge.world import FULL, World
+from cnvnet.kernel.nft.reconcile import TableReconciler
+from cnvnet.kernel.nft.tables import NftError
+from cnvnet.plugins.cnv_bridge import guards, ip_masq
+from cnvnet.plugins.cnv_bridge.reconcile import (
+    PROGRAMS,
+    GuardsTable,
+    KnownPorts,
+    MasqueradeTable,
+    ReconcileResult,
+)
+from cnvnet.plugins.cnv_bridge.state import Context
+from tests.fakes.nft import FakeNft
+from tests.guard_versions import NEWER, OLDER, text_of
+from tests.unit.plugins.cnv_bridge.fake_node import FULL, World
 
 KEY = Key("cnv-bridge", "net1", "cid-1", "eth0")
-NOTHING = Restored()
+NOTHING = ReconcileResult()
 
 
 class Node(World):
@@ -32,9 +40,9 @@ class Node(World):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, **FULL)
         self.result = self.add()
-        tools = Tools.of(str(self.rundir), self.kernel)
-        inventory = Inventory(tools.attachments)
-        self.guards, self.masquerade = GuardsTable(tools, inventory), MasqueradeTable(tools, inventory)
+        tools = Context.of(str(self.rundir), self.kernel)
+        ports = KnownPorts(tools.attachments)
+        self.guards, self.masquerade = GuardsTable(tools, ports), MasqueradeTable(tools, ports)
         self.before = self.elements
 
     @property
@@ -50,8 +58,8 @@ class Node(World):
             assert isinstance(record, Record)
             slot.write(record._replace(**changes))
 
-    def restore(self) -> tuple[Restored, Restored]:
-        return self.guards.restore(), self.masquerade.restore()
+    def reconcile(self) -> tuple[ReconcileResult, ReconcileResult]:
+        return self.guards.reconcile(), self.masquerade.reconcile()
 
 
 @pytest.fixture
@@ -60,26 +68,26 @@ def node(tmp_path: Path) -> Node:
 
 
 def test_where_nothing_is_missing_nothing_is_done(node: Node) -> None:
-    assert node.restore() == (NOTHING, NOTHING)
+    assert node.reconcile() == (NOTHING, NOTHING)
     assert node.elements == node.before
 
 
-def test_everything_is_put_back(node: Node) -> None:
+def test_everything_is_restored(node: Node) -> None:
     node.nft.run("flush ruleset")
-    of_guards, of_masquerade = node.restore()
-    assert of_guards == Restored(rules=True, elements=sum("cnv_bridge" in e for e in node.before))
-    assert of_masquerade == Restored(rules=True, elements=2)
+    of_guards, of_masquerade = node.reconcile()
+    assert of_guards == ReconcileResult(rules=True, elements=sum("cnv_bridge" in e for e in node.before))
+    assert of_masquerade == ReconcileResult(rules=True, elements=2)
     assert node.elements == node.before
     node.check(node.result)
-    assert node.restore() == (NOTHING, NOTHING)
+    assert node.reconcile() == (NOTHING, NOTHING)
 
 
-def test_one_element_is_put_back(node: Node) -> None:
+def test_one_element_is_restored(node: Node) -> None:
     lost = guards.elements(
         node.result.interfaces[1].name, node.result.interfaces[2].mac, [], guards.Guards(True)
     )[:1]
     node.nft.change(delete=lost)
-    assert node.restore() == (Restored(elements=1), NOTHING)
+    assert node.reconcile() == (ReconcileResult(elements=1), NOTHING)
     assert node.elements == node.before
 
 
@@ -94,18 +102,18 @@ def test_one_element_is_put_back(node: Node) -> None:
 def test_rules_that_are_not_as_they_were_loaded_are_loaded_again(node: Node, damage: str) -> None:
     node.nft.run(damage)
     assert not guards.loaded(node.nft)
-    assert node.restore() == (Restored(rules=True), NOTHING)
+    assert node.reconcile() == (ReconcileResult(rules=True), NOTHING)
     assert guards.loaded(node.nft)
     assert node.elements == node.before
 
 
 def test_what_was_exchanged_shows_once_it_has_been_seen(node: Node) -> None:
-    node.restore()
+    node.reconcile()
     chain = node.nft.tables["bridge", "cnv_bridge"].chains["mac_source"]
-    chain[0] = chain[0]._replace(comment="somebody else's")
+    chain[0] = chain[0]._replace(comment="another program's")
     assert guards.loaded(node.nft)
-    assert node.restore() == (Restored(rules=True), NOTHING)
-    assert node.restore() == (NOTHING, NOTHING)
+    assert node.reconcile() == (ReconcileResult(rules=True), NOTHING)
+    assert node.reconcile() == (NOTHING, NOTHING)
 
 
 def test_a_record_is_read_once_until_it_changes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +123,14 @@ def test_a_record_is_read_once_until_it_changes(node: Node, monkeypatch: pytest.
         read.append(path)
         return Path(path).read_bytes()
 
-    monkeypatch.setattr("cnvnet.attachments._content", content)
-    node.restore()
+    monkeypatch.setattr("cnvnet.attachment.files._content", content)
+    node.reconcile()
     node.nft.run("flush ruleset")
-    node.restore()
+    node.reconcile()
     assert len(read) == 1
     node.rewrite(state=DELETING)
     node.nft.run("flush ruleset")
-    node.restore()
+    node.reconcile()
     assert len(read) == 2
     assert not any("cnv_bridge" in element for element in node.elements)
 
@@ -130,73 +138,75 @@ def test_a_record_is_read_once_until_it_changes(node: Node, monkeypatch: pytest.
 def test_of_a_node_without_attachments_nothing_is_loaded(node: Node) -> None:
     node.delete()
     node.nft.run("flush ruleset")
-    assert node.restore() == (NOTHING, NOTHING)
+    assert node.reconcile() == (NOTHING, NOTHING)
     assert node.nft.tables == {}
 
 
 @pytest.mark.parametrize("state", [ADDING, DELETING])
-def test_what_a_killed_call_has_left_is_not_put_back(node: Node, state: str) -> None:
+def test_what_a_killed_call_has_left_is_not_restored(node: Node, state: str) -> None:
     node.rewrite(state=state)
     node.nft.run("flush ruleset")
-    found = node.guards.restore()
+    found = node.guards.reconcile()
     assert (found.elements, found.busy) == (0, False)
     assert not any("cnv_bridge" in element for element in node.elements)
 
 
-def test_of_an_earlier_boot_nothing_is_put_back(node: Node) -> None:
+def test_of_an_earlier_boot_nothing_is_restored(node: Node) -> None:
     node.rewrite(boot_id="another")
     assert boot_id() != "another"
     node.nft.run("flush ruleset")
-    assert node.restore() == (NOTHING, NOTHING)
+    assert node.reconcile() == (NOTHING, NOTHING)
     assert node.elements == []
 
 
-def test_for_a_port_that_has_gone_nothing_is_put_back(node: Node) -> None:
+def test_for_a_port_that_has_gone_nothing_is_restored(node: Node) -> None:
     name = node.result.interfaces[1].name
     [port] = [link for link in node.host.links.values() if link.name == name]
     port.name = "renamed"
     node.nft.run("flush ruleset")
-    assert node.guards.restore() == Restored(rules=True)
+    assert node.guards.reconcile() == ReconcileResult(rules=True)
 
 
 def test_while_a_call_is_at_work_it_is_left_to_the_next_look(node: Node) -> None:
     node.nft.run("flush ruleset")
     with AttachmentFiles(str(node.rundir)).locked(KEY):
-        assert node.guards.restore() == Restored(rules=True, busy=True)
-    assert node.guards.restore().elements > 0
-    node.masquerade.restore()
+        assert node.guards.reconcile() == ReconcileResult(rules=True, busy=True)
+    assert node.guards.reconcile().elements > 0
+    node.masquerade.reconcile()
     assert node.elements == node.before
 
 
-def test_who_is_deleted_between_two_looks_at_his_record_is_not_put_back(node: Node) -> None:
+def test_an_attachment_deleted_between_two_looks_at_its_record_is_not_restored(node: Node) -> None:
     class Late(AttachmentFiles):
         """The attachment is deleted after its record was read, and before it is locked."""
 
         @contextmanager
-        def locked(self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False) -> Generator[Slot]:
+        def locked(
+            self, key: Key, *, wait_seconds: float = 10.0, optional: bool = False
+        ) -> Generator[LockedRecord]:
             node.delete()
             with super().locked(key, wait_seconds=wait_seconds, optional=optional) as slot:
                 yield slot
 
-    tools = Tools.of(str(node.rundir), node.kernel)
+    tools = Context.of(str(node.rundir), node.kernel)
     late = Late(str(node.rundir))
-    table = GuardsTable(tools._replace(attachments=late), Inventory(late))
+    table = GuardsTable(tools._replace(attachments=late), KnownPorts(late))
     node.nft.run("flush ruleset")
-    assert table.restore() == Restored(rules=True)
+    assert table.reconcile() == ReconcileResult(rules=True)
     node.assert_nothing_of_an_attachment()
 
 
 def test_an_address_that_a_del_has_given_up_stays_away(node: Node) -> None:
-    """Its record may still say that it is added: who reads it is never quite in time."""
-    masquerade = Tools.of(str(node.rundir), node.kernel).masquerade
+    """Its record may still say that it is added: a reader is never quite in time."""
+    ip_masq = Context.of(str(node.rundir), node.kernel).masquerade
     addresses = [ip.address for ip in node.ipam.result.ips]
-    masquerade.remove(node.nft, KEY, addresses)
-    assert node.masquerade.restore() == NOTHING
+    ip_masq.remove(node.nft, KEY, addresses)
+    assert node.masquerade.reconcile() == NOTHING
     assert not any("cnv_masquerade" in element for element in node.elements)
 
 
 def test_the_newest_attachment_decides_about_the_subnet(node: Node) -> None:
-    tools = Tools.of(str(node.rundir), node.kernel)
+    tools = Context.of(str(node.rundir), node.kernel)
     keys = [KEY._replace(container_id=f"next-{length}") for length in (24, 16, 8)]
     for key in keys:
         length = key.container_id.removeprefix("next-")
@@ -205,55 +215,61 @@ def test_the_newest_attachment_decides_about_the_subnet(node: Node) -> None:
         when = 2**31 if os.readlink(marker).endswith("/16") else 2**30
         os.utime(marker, (when, when), follow_symlinks=False)
     node.nft.run("flush ruleset")
-    keeper = Keeper(masquerade.FAMILY, masquerade.TABLE, masquerade.VERSION, masquerade.TEXT)
+    keeper = TableReconciler(ip_masq.FAMILY, ip_masq.TABLE, ip_masq.VERSION, ip_masq.TEXT)
 
     def repair(needed: bool) -> bool:
         return keeper.repair(node.nft, needed=needed)
 
-    assert tools.masquerade.restore(node.nft, keys, repair) == (True, 1)
+    assert tools.masquerade.reconcile(node.nft, keys, repair) == (True, 1)
     assert any("10.0.0.2 : goto beyond_10.0.0.0/16" in element for element in node.nft.elements())
-    # As long as the address is in the map at all, nobody knows better than the one who put it there.
+    # As long as the address is in the map at all, the attachment that put it there decides.
     node.nft.run("flush chain inet cnv_masquerade beyond_10.0.0.0/16")
-    assert tools.masquerade.restore(node.nft, keys, repair) == (True, 0)
-
-
-def older() -> str:
-    return guards.TEXT.replace("guard_v1", "guard_v0")
+    assert tools.masquerade.reconcile(node.nft, keys, repair) == (True, 0)
 
 
 def test_an_older_version_is_brought_up_to_date_and_keeps_the_elements(node: Node) -> None:
-    node.nft.run("flush chain bridge cnv_bridge guard_v1\ndelete chain bridge cnv_bridge guard_v1")
-    node.nft.run(older())
-    assert node.guards.restore() == Restored(rules=True)
+    node.nft.run(
+        "".join(f"{verb} chain bridge cnv_bridge {guards.VERSION}\n" for verb in ("flush", "delete"))
+    )
+    node.nft.run(text_of(OLDER))
+    assert node.guards.reconcile() == ReconcileResult(rules=True)
     assert node.elements == node.before
-    assert node.nft.chain("bridge", "cnv_bridge", "guard_v0") is None
+    assert node.nft.chain("bridge", "cnv_bridge", OLDER) is None
     assert guards.loaded(node.nft)
 
 
-def test_an_older_version_that_nobody_needs_too(node: Node) -> None:
+def test_an_older_version_that_no_attachment_needs_is_brought_up_to_date_too(node: Node) -> None:
     node.delete()
     node.nft.run("flush ruleset")
-    node.nft.run(older())
-    assert node.guards.restore() == Restored(rules=True)
+    node.nft.run(text_of(OLDER))
+    assert node.guards.reconcile() == ReconcileResult(rules=True)
     assert guards.loaded(node.nft)
 
 
 def test_a_newer_version_stays_and_gets_its_elements(node: Node) -> None:
-    newer = guards.TEXT.replace("guard_v1", "guard_v2")
-    node.nft.ensure(guards.FAMILY, guards.TABLE, "guard_v2", newer)
-    assert node.guards.restore() == Restored(newer="guard_v2")
-    node.nft.run("flush chain bridge cnv_bridge guard_v2")
+    node.nft.ensure(guards.FAMILY, guards.TABLE, NEWER, text_of(NEWER))
+    assert node.guards.reconcile() == ReconcileResult(newer=NEWER)
+    node.nft.run(f"flush chain bridge cnv_bridge {NEWER}")
     with pytest.raises(NftError, match="a newer program's"):
-        node.guards.restore()
+        node.guards.reconcile()
 
 
 def test_a_record_that_cannot_be_read_is_passed_over(node: Node) -> None:
     (node.rundir / "attachments" / f"cnv-bridge-{'0' * 32}.json").write_text("{")
     node.nft.run("flush ruleset")
-    node.restore()
+    node.reconcile()
     assert node.elements == node.before
 
 
 def test_status_is_about_the_next_add_not_about_ports_that_lost_their_guards(node: Node) -> None:
     node.nft.run("flush ruleset")
     node.plugin.status(node.request())
+
+
+def test_what_the_plugin_changes_under_any_of_its_names_is_its_own() -> None:
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[4] / "setup.cfg")
+    scripts = setup["options.entry_points"]["console_scripts"].split("\n")
+    names = {script.partition(" = ")[0] for script in scripts if script.endswith("executables:cnv_bridge")}
+    assert names
+    assert names <= set(PROGRAMS)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cnvnet.kernel import netns
-from cnvnet.kernel.nft import open_nft
+from cnvnet.kernel.addresses import link_local
+from cnvnet.kernel.nft.tables import open_nft
 from cnvnet.plugins.cnv_bridge import guards
-from cnvnet.plugins.cnv_bridge.guards import Guards, link_local
-from tests.functional.bridge.network import OURS, Network, host_local
+from cnvnet.plugins.cnv_bridge.guards import Guards
+from tests.functional.bridge.bridge_network import OURS, Network, host_local
 from tests.harness import Node, Sandbox, a_node, peer
 
 ALL = Guards(macspoofchk=True, ipspoofchk=True, dhcp_guard=True, ra_guard=True)
@@ -23,7 +24,7 @@ SENTINEL = b"\x88\xb5" + b"that was all" * 5
 
 
 class Guest(NamedTuple):
-    """Who the guest is, as far as its guards are concerned."""
+    """The guest, as far as its guards are concerned."""
 
     mac: str
     ipv4: str
@@ -31,7 +32,7 @@ class Guest(NamedTuple):
 
     @property
     def link_local(self) -> str:
-        return str(link_local(self.mac))
+        return str(link_local(bytes.fromhex(self.mac.replace(":", ""))))
 
 
 class Lab:
@@ -58,8 +59,8 @@ class Lab:
         self._mouth.send(b"\xff" * 6 + frame_mac(self.guest.mac) + SENTINEL)
         wanted = frame[:12] + frame[16:] if frame[12:14] in (b"\x81\x00", b"\x88\xa8") else frame
         passed = False
-        while (heard := self._ear.recv(4000))[12:] != SENTINEL:
-            passed = passed or heard == wanted
+        while (arrived := self._ear.recv(4000))[12:] != SENTINEL:
+            passed = passed or arrived == wanted
         return passed
 
     def counters(self) -> dict[str, int]:
@@ -69,7 +70,7 @@ class Lab:
         return {counter["name"]: counter["packets"] for counter in objects}
 
     def verdict(self, frame: bytes) -> str:
-        """ "passed", or the reason why not."""
+        """The word "passed", or the reason why not."""
         before = self._counted or self.counters()
         passed = self.passes(frame)
         after = self._counted = self.counters()  # for the next frame: a look costs more than all else

@@ -74,7 +74,7 @@ class Network:
         """The same network with other keys."""
         return Network(self.node, self.program, self.version, **{**self._keys(), **keys})
 
-    def served_by(self, program: str) -> Network:
+    def with_program(self, program: str) -> Network:
         """The same network after an upgrade or a downgrade of the node."""
         return Network(self.node, program, self.version, **{**self._keys(), "type": program})
 

@@ -1,0 +1,24 @@
+"""The guards' table as an older or a newer version of the project would have it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cnvnet.plugins.cnv_bridge import guards
+
+NUMBER: Final = int(guards.VERSION.removeprefix("guard_v"))
+OLDER: Final = f"guard_v{NUMBER - 1}"
+NEWER: Final = f"guard_v{NUMBER + 1}"
+
+
+def priority(number: int) -> str:
+    """The hook of a version's base chain: a later version comes after the older one, by one."""
+    return f"prerouting priority {number - 311}"
+
+
+def text_of(version: str) -> str:
+    """Today's table under another version's name, at its priority."""
+    number = int(version.removeprefix("guard_v"))
+    renamed = guards.TEXT.replace(guards.VERSION, version)
+    assert priority(NUMBER) in renamed
+    return renamed.replace(priority(NUMBER), priority(number))
