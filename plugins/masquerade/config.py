@@ -11,13 +11,18 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
 from cnvnet.cni.args import parse_args
+from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Fields, as_network
 from cnvnet.cni.request import Request
-from cnvnet.guest.wishes import Wishes
+from cnvnet.guest.options import GuestOptions
+from cnvnet.kernel.addresses import MIN_IPV4_MTU
+from cnvnet.kernel.tap import MAX_MTU
+from cnvnet.plugins.binding.tap_options import TapOptions
 from cnvnet.vm import identity
-from cnvnet.vm.tap_options import TapOptions
+from cnvnet.vm.launcher import Subject
 
+# KubeVirt's own networks behind a pod: a guest that moves from its binding to this one keeps its addresses.
 DEFAULT_NETWORK: Final = "10.0.2.0/24"
 DEFAULT_IPV6_NETWORK: Final = "fd10:0:2::/120"
 # What KubeVirt's own live migration listens on in the pod.
@@ -26,11 +31,6 @@ TCP: Final = 6
 UDP: Final = 17
 _PROTOCOLS: Final = {"": TCP, "tcp": TCP, "udp": UDP}
 _PORTS: Final = (1, 65535)
-# RFC 791, RFC 8200; MAX_MTU of the kernel's tun driver.
-MIN_MTU: Final = 576
-MIN_IPV6_MTU: Final = 1280
-MAX_MTU: Final = 65521
-_ARGS: Final = frozenset({"IP", "MAC", *identity.ARGS, *identity.KUBERNETES_ARGS})
 
 
 class PortRange(NamedTuple):
@@ -42,34 +42,41 @@ class PortRange(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What the configuration asks for.
+    """What the configuration asks for."""
 
-    `listed` are the ports that lead to the guest, merged and sorted; none: all that are not `reserved`,
-    which are TCP ports kept for the pod itself. `mtu` 0 is that of the pod's interface. `hostname` is the
-    VM's. `target`: the VM is about to move here from another pod.
-    """
-
+    # The networks between pod and guest; the first host is the gateway, the second the guest.
     network: IPv4Network
     ipv6_network: IPv6Network
+    # The ports that lead to the guest, merged and sorted. Where there are none, all lead to it that are not
+    # reserved.
     listed: tuple[PortRange, ...]
+    # TCP ports that are kept for the pod itself.
     reserved: tuple[int, ...]
+    # Whether Istio's sidecar takes the pod's connections first.
     istio: bool
+    # Whether the guest reaches its own ports by the pod's address.
     hairpin: bool
+    # Bytes; 0 is the MTU of the pod's interface.
     mtu: int
     tap: TapOptions
+    # What the call says it is for; None for a container outside Kubernetes that is no VM.
+    claim: identity.VM | PodRef | None
+    # Whether the VM is about to move here from another pod.
     target: bool
-    guest: Wishes
+    guest: GuestOptions
+    # The guest's, made from the VM's name; "" for none.
     hostname: str
 
     @classmethod
     def parse(cls, request: Request) -> Config:
         """Raises CNIError (7, for CNI_ARGS 4) naming the key that is wrong or contradicts another."""
         fields = request.fields
-        vm = identity.identify(fields, parse_args(request.args, _ARGS), request.ifname)
+        claim = identity.claim(fields, parse_args(request.args, identity.KNOWN_ARGS), request.ifname)
+        vm = claim if isinstance(claim, identity.VM) else None
         listed = _listed(fields)
         mtu = fields.integer("mtu")
-        if mtu and not MIN_MTU <= mtu <= MAX_MTU:
-            raise InvalidConfig(f"mtu: {mtu} is not between {MIN_MTU} and {MAX_MTU}")
+        if mtu and not MIN_IPV4_MTU <= mtu <= MAX_MTU:
+            raise InvalidConfig(f"mtu: {mtu} is not between {MIN_IPV4_MTU} and {MAX_MTU}")
         return cls(
             network=_network(fields),
             ipv6_network=_ipv6_network(fields),
@@ -79,10 +86,19 @@ class Config(NamedTuple):
             hairpin=fields.flag("hairpin", default=True),
             mtu=mtu,
             tap=TapOptions.parse(fields),
+            claim=claim,
             target=vm is not None and vm.role == identity.TARGET,
-            guest=Wishes.parse(fields),
-            hostname=vm.name if vm is not None else "",
+            guest=GuestOptions.parse(fields),
+            hostname=vm.hostname if vm is not None else "",
         )
+
+    def of(self, subject: Subject) -> Config:
+        """The same for the VM that the Kubernetes API knows."""
+        return self._replace(target=subject.role == identity.TARGET, hostname=subject.hostname)
+
+    def as_added(self, role: str, /) -> Config:
+        """The same for a pod that had this role at its ADD."""
+        return self._replace(target=role == identity.TARGET)
 
 
 def _network(fields: Fields) -> IPv4Network:
@@ -122,15 +138,17 @@ def _without_zeros(text: str) -> str:
 
 
 def _listed(fields: Fields) -> tuple[PortRange, ...]:
-    found: list[PortRange] = []
+    ranges: list[PortRange] = []
+    for item in (*(fields.each("ports") or ()), *(fields.each("portRanges") or ())):
+        item.know("name")  # in KubeVirt's API a port may have one
     for item in fields.each("ports") or ():
         port = _port(item, "port")
-        found.append(PortRange(_protocol(item), port, port))
+        ranges.append(PortRange(_protocol(item), port, port))
     for item in fields.each("portRanges") or ():
-        found.append(PortRange(_protocol(item), _port(item, "start"), _port(item, "end")))
-        if found[-1].last < found[-1].first:
-            raise InvalidConfig(f"{item.path('end')}: {found[-1].last} is less than {found[-1].first}")
-    return merged(found)
+        ranges.append(PortRange(_protocol(item), _port(item, "start"), _port(item, "end")))
+        if ranges[-1].last < ranges[-1].first:
+            raise InvalidConfig(f"{item.path('end')}: {ranges[-1].last} is less than {ranges[-1].first}")
+    return merged(ranges)
 
 
 def _port(item: Fields, key: str) -> int:
@@ -149,14 +167,14 @@ def _protocol(item: Fields) -> int:
 
 def merged(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """The same ports as the fewest ranges, sorted."""
-    found: list[PortRange] = []
+    fewest: list[PortRange] = []
     for wanted in sorted(ranges):
-        last = found[-1] if found else None
+        last = fewest[-1] if fewest else None
         if last and last.protocol == wanted.protocol and wanted.first <= last.last + 1:
-            found[-1] = last._replace(last=max(last.last, wanted.last))
+            fewest[-1] = last._replace(last=max(last.last, wanted.last))
         else:
-            found.append(wanted)
-    return tuple(found)
+            fewest.append(wanted)
+    return tuple(fewest)
 
 
 def _reserved(fields: Fields, listed: tuple[PortRange, ...]) -> tuple[int, ...]:
@@ -169,5 +187,5 @@ def _reserved(fields: Fields, listed: tuple[PortRange, ...]) -> tuple[int, ...]:
     }
     if wanted and given:
         raise InvalidConfig(f"{fields.path('reservedPorts')}: {min(wanted)} is among the VM's ports as well")
-    # Who lists one of KubeVirt's ports knows that nothing of KubeVirt's listens there any more.
+    # A default port that the configuration lists for the guest is not reserved: the list is explicit.
     return tuple(sorted(set(ports) - wanted))

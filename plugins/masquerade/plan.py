@@ -6,21 +6,23 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Final, NamedTuple
 
 from cnvnet.cni.errors import InvalidConfig
+from cnvnet.cni.fields import InterfaceAddress
 from cnvnet.cni.result import DNS
 from cnvnet.guest.settings import V4, V6, Settings
-from cnvnet.kernel.addresses import AddAddress
+from cnvnet.kernel.addresses import MIN_IPV6_MTU, AddAddress
 from cnvnet.kernel.links import ChangeLink, CreateBridge, Link
-from cnvnet.kernel.routes import MAIN_TABLE, PROTOCOL_RA, Route
-from cnvnet.kernel.stack import Operation
-from cnvnet.kernel.tap import CreateTap
+from cnvnet.kernel.operations import Operation
+from cnvnet.kernel.routes import MAIN_TABLE, Route
+from cnvnet.kernel.rtnetlink import PROTOCOL_RA
+from cnvnet.kernel.sysctl import IPV4_FORWARDING, IPV6_FORWARDING, Setting
+from cnvnet.kernel.tap import MAX_MTU, CreateTap
+from cnvnet.plugins.binding import pod_interface
+from cnvnet.plugins.binding.ruleset import Ruleset
 from cnvnet.plugins.masquerade import ruleset
-from cnvnet.plugins.masquerade.config import MAX_MTU, MIN_IPV6_MTU, Config
+from cnvnet.plugins.masquerade.config import Config
 from cnvnet.plugins.masquerade.ruleset import Family
 from cnvnet.vm import names
-from cnvnet.vm.names import Names
-from cnvnet.vm.pod_interface import InterfaceAddress
-from cnvnet.vm.ruleset import Ruleset
-from cnvnet.vm.sysctls import IPV4_FORWARDING, IPV6_FORWARDING, Setting
+from cnvnet.vm.names import PodLinkNames
 
 # The same in every pod, so that a guest that moves to another finds the gateway it knows (pkg/network/link
 # StaticMasqueradeBridgeMAC).
@@ -34,21 +36,22 @@ class Observed(NamedTuple):
     """What is there: the pod's interface with its addresses, and where router advertisements are heeded.
 
     `advertised` are the names of the links whose IPv6 default route or addresses came from an advertisement
-    and that take more of them (accept_ra is 1).
+    and that take more of them (accept_ra is 1). `routes` are the default ones by the pod's interface.
     """
 
     pod: Link
     addresses: tuple[InterfaceAddress, ...]
     advertised: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
 
 
-class Wanted(NamedTuple):
+class MasqueradePlan(NamedTuple):
     """The state of the pod that an ADD makes.
 
     `on_links` are sysctls of the new links, which go with them; `global_` those of the namespace.
     """
 
-    names: Names
+    names: PodLinkNames
     mtu: int
     families: tuple[Family, ...]
     rulesets: tuple[Ruleset, ...]
@@ -69,12 +72,18 @@ class Wanted(NamedTuple):
         return tuple(each.table.family for each in self.rulesets)
 
 
-def plan(config: Config, observed: Observed) -> Wanted:
+def plan(config: Config, observed: Observed) -> MasqueradePlan:
     """Raises InvalidConfig when the configuration does not fit the pod."""
     called = names.of(observed.pod.name)
     families = _families(config, observed)
-    mtu = _mtu(config, observed.pod, families)
-    return Wanted(
+    link_mtu = largest_mtu(config, observed.pod)
+    _ensure_room(config, observed.pod, link_mtu, families)
+    families = tuple(
+        family._replace(mtu=pod_interface.mtu(link_mtu, _default_route(observed, family)))
+        for family in families
+    )
+    mtu = max(family.mtu for family in families)
+    return MasqueradePlan(
         names=called,
         mtu=mtu,
         families=families,
@@ -86,9 +95,9 @@ def plan(config: Config, observed: Observed) -> Wanted:
     )
 
 
-def plan_links(wanted: Wanted, bridge: Link, tap: Link, alias: str) -> tuple[Operation, ...]:
+def plan_links(wanted: MasqueradePlan, bridge: Link, tap: Link, alias: str) -> tuple[Operation, ...]:
     """Addresses, MTUs and joining of the links, and last of all up."""
-    # There is nobody to ask whether he has the gateway's address; a guest that said so would have it.
+    # No DAD: the only neighbour is the guest, which by claiming the gateway's address could take it.
     gateways = (AddAddress(bridge.ifindex, address, nodad=True) for address in wanted.addresses)
     return (
         ChangeLink(bridge.ifindex, alias=alias),
@@ -101,9 +110,11 @@ def plan_links(wanted: Wanted, bridge: Link, tap: Link, alias: str) -> tuple[Ope
 
 def lost_routes(before: tuple[Route, ...], after: tuple[Route, ...]) -> tuple[Route, ...]:
     """IPv6 default routes that went when the pod became a router, as routes that stay."""
-    there = {(route.ifindex, route.gw) for route in after}
+    remaining = {(route.ifindex, route.gw) for route in after}
     return tuple(
-        route._replace(protocol=0, scope=None) for route in before if (route.ifindex, route.gw) not in there
+        route._replace(protocol=0, scope=None)
+        for route in before
+        if (route.ifindex, route.gw) not in remaining
     )
 
 
@@ -121,82 +132,96 @@ def came_from_an_advertisement(route: Route) -> bool:
     return route.protocol == PROTOCOL_RA
 
 
-def guest_settings(config: Config, wanted: Wanted, dns: DNS) -> Settings:
-    """What the guest is to be told. Raises InvalidConfig.
+def guest_settings(config: Config, wanted: MasqueradePlan, dns: DNS) -> Settings:
+    """What the guest services configure the guest with. Raises InvalidConfig.
 
     Any MAC is served: after a migration the guest has that of another pod.
     """
     v4, v6 = None, None
     for family in wanted.families:
         gateway, guest = family.gateway, family.guest
+        mtu = family.mtu if family.mtu != wanted.mtu else 0
         if isinstance(guest, IPv4Interface) and isinstance(gateway, IPv4Interface):
-            v4 = V4(address=guest, server=gateway.ip, gateway=gateway.ip)
+            v4 = V4(address=guest, server=gateway.ip, gateway=gateway.ip, mtu=mtu)
         elif isinstance(guest, IPv6Interface):
-            v6 = V6(address=guest)
+            v6 = V6(address=guest, mtu=mtu)
     settings = Settings(server_mac=BRIDGE_MAC, mtu=wanted.mtu, v4=v4, v6=v6)
     return config.guest.complete(settings, dns=dns, hostname=config.hostname)
 
 
 def _families(config: Config, observed: Observed) -> tuple[Family, ...]:
-    found: list[Family] = []
+    families: list[Family] = []
     for network, key in (
         (config.network, "vmNetworkCIDR"),
         (config.ipv6_network, "vmIPv6NetworkCIDR"),
     ):
-        mine = [address for address in observed.addresses if address.version == network.version]
-        if not mine:
+        pod_addresses = [address for address in observed.addresses if address.version == network.version]
+        if not pod_addresses:
             continue
         gateway, guest = (
-            ip_interface((network.network_address + number, network.prefixlen)) for number in (1, 2)
+            # KubeVirt's choice: the network's first address is the gateway's, its second one the guest's.
+            ip_interface((network.network_address + number, network.prefixlen))
+            for number in (1, 2)
         )
-        for address in mine:
+        for address in pod_addresses:
             # With a whole network of the same numbers on its other side the pod could not tell them apart;
-            # a single address among them, as some networks give their pods, is in nobody's way.
+            # a single address among them, as some networks give their pods, does no harm.
             single = address.network.num_addresses == 1 and address.ip not in (gateway.ip, guest.ip)
             if not single and _overlap(address, gateway):
                 raise InvalidConfig(f"{key}: {network} overlaps {address} of {observed.pod.name}")
-        found.append(Family(gateway, guest, tuple(address.ip for address in mine)))
-    if not found:
+        families.append(Family(gateway, guest, tuple(address.ip for address in pod_addresses)))
+    if not families:
         raise InvalidConfig(f"{observed.pod.name} has no address that a VM could be masqueraded behind")
-    return tuple(found)
+    return tuple(families)
 
 
 def _overlap(one: InterfaceAddress, other: InterfaceAddress) -> bool:
     return one.ip in other.network or other.ip in one.network
 
 
-def _mtu(config: Config, pod: Link, families: tuple[Family, ...]) -> int:
+def largest_mtu(config: Config, pod: Link) -> int:
+    """What the configuration asks for, or else the pod's interface has. Raises InvalidConfig for more."""
     if config.mtu > pod.mtu:
         raise InvalidConfig(f"mtu: {config.mtu} is more than the {pod.mtu} of {pod.name}")
-    mtu = min(config.mtu or pod.mtu, MAX_MTU)
+    return min(config.mtu or pod.mtu, MAX_MTU)
+
+
+def _ensure_room(config: Config, pod: Link, mtu: int, families: tuple[Family, ...]) -> None:
     if mtu < MIN_IPV6_MTU and any(family.nft == "ip6" for family in families):
         asked = "mtu" if config.mtu else f"the MTU of {pod.name}"
         raise InvalidConfig(f"{asked}: IPv6 needs {MIN_IPV6_MTU} at least, not {mtu}")
-    return mtu
 
 
-def _settings_of_links(called: Names, families: tuple[Family, ...]) -> tuple[Setting, ...]:
+def _default_route(observed: Observed, family: Family) -> Route | None:
+    return pod_interface.default_route(observed.routes, family.gateway.version)
+
+
+def _settings_of_links(called: PodLinkNames, families: tuple[Family, ...]) -> tuple[Setting, ...]:
     v4, v6 = f"net/ipv4/conf/{called.bridge}", f"net/ipv6/conf/{called.bridge}"
     # A port of a bridge has nothing to say by itself; the guest would hear it.
-    found = [Setting(f"net/ipv6/conf/{called.tap}/disable_ipv6", "1", required=False)]
+    settings = [Setting(f"net/ipv6/conf/{called.tap}/disable_ipv6", "1", required=False)]
     versions = {family.gateway.version for family in families}
     if 4 in versions:
-        found += [Setting(f"{v4}/route_localnet", "1"), Setting(f"{v4}/send_redirects", "0")]
+        # The pod leads connections to its 127.0.0.1 to the guest: without route_localnet the kernel drops
+        # what has a loopback address on its way to another link. A redirect would name a way past the pod.
+        settings += [Setting(f"{v4}/route_localnet", "1"), Setting(f"{v4}/send_redirects", "0")]
     if 6 in versions:
-        found += [
+        settings += [
             Setting(f"{v6}/disable_ipv6", "0"),
             # The guest could claim the link-local address that it is to know its router by.
             Setting(f"{v6}/accept_dad", "0", required=False),
             Setting(f"{v6}/accept_ra", "0", required=False),
         ]
     else:
-        found.append(Setting(f"{v6}/disable_ipv6", "1", required=False))
-    return tuple(found)
+        settings.append(Setting(f"{v6}/disable_ipv6", "1", required=False))
+    return tuple(settings)
 
 
-def _global_settings(observed: Observed, called: Names, families: tuple[Family, ...]) -> tuple[Setting, ...]:
+def _global_settings(
+    observed: Observed, called: PodLinkNames, families: tuple[Family, ...]
+) -> tuple[Setting, ...]:
     versions = {family.gateway.version for family in families}
-    found = [
+    settings = [
         # Where br_netfilter is loaded the pod's rules would see what is only bridged, and hairpins would be
         # sent back to the port that they came from, which a bridge never does.
         Setting("net/bridge/bridge-nf-call-iptables", "0", required=False),
@@ -204,13 +229,15 @@ def _global_settings(observed: Observed, called: Names, families: tuple[Family, 
     ]
     if 4 in versions:
         # The kernel sends redirects if either this one or the link's own is set.
-        found += [Setting("net/ipv4/conf/all/send_redirects", "0"), Setting(IPV4_FORWARDING, "1")]
-        # It takes all links along, but not where it was on already and somebody has excepted some.
-        found += [Setting(f"net/ipv4/conf/{name}/forwarding", "1") for name in (called.pod, called.bridge)]
+        settings += [Setting("net/ipv4/conf/all/send_redirects", "0"), Setting(IPV4_FORWARDING, "1")]
+        # The latter sets all links as well, but not where it was on already and some links were excepted.
+        settings += [
+            Setting(f"net/ipv4/conf/{name}/forwarding", "1") for name in (called.pod, called.bridge)
+        ]
     if 6 in versions:
-        # A router forgets the routes that routers told it, unless it is told to listen to them all the same.
-        found += [Setting(f"net/ipv6/conf/{name}/accept_ra", "2") for name in observed.advertised]
-        found.append(Setting(IPV6_FORWARDING, "1"))
-        # By this one it tells the guest that it is a router.
-        found.append(Setting(f"net/ipv6/conf/{called.bridge}/forwarding", "1"))
-    return tuple(found)
+        # A router drops the routes of router advertisements, unless accept_ra is 2.
+        settings += [Setting(f"net/ipv6/conf/{name}/accept_ra", "2") for name in observed.advertised]
+        settings.append(Setting(IPV6_FORWARDING, "1"))
+        # With this one its neighbour advertisements to the guest have the router flag.
+        settings.append(Setting(f"net/ipv6/conf/{called.bridge}/forwarding", "1"))
+    return tuple(settings)

@@ -1,51 +1,61 @@
-"""masquerade: what each command does its own way; the rest is every binding's."""
+"""masquerade: its driver, which `BindingCommands` makes a plugin of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnvnet.attachments import AttachmentFiles, Key, Record, Slot, rundir
+from cnvnet.attachment.files import AttachmentFiles, rundir
+from cnvnet.attachment.record import Key, LockedRecord, Record
+from cnvnet.attachment.sandbox import Pod
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result
+from cnvnet.executables import MASQUERADE
 from cnvnet.kernel.stack import Kernel, LinuxKernel, Stack
-from cnvnet.plugins.binding import Binding, Call
-from cnvnet.plugins.masquerade import leftovers
-from cnvnet.plugins.masquerade.addition import Addition
+from cnvnet.plugins.binding import sysctls
+from cnvnet.plugins.binding.sysctls import Change
+from cnvnet.plugins.commands import BindingCall, BindingCommands
+from cnvnet.plugins.masquerade import state
+from cnvnet.plugins.masquerade.add import MasqueradeAdd
 from cnvnet.plugins.masquerade.config import Config
-from cnvnet.plugins.masquerade.leftovers import Leftovers
-from cnvnet.vm import sysctls
-from cnvnet.vm.pod import Pod
-from cnvnet.vm.sysctls import Change
+from cnvnet.plugins.masquerade.state import MasqueradeState
+from cnvnet.vm.subjects import Lookup, own_lookup
 
 
-class Masquerade(Binding[Config]):
-    """The plugin."""
+class Masquerade:
+    """The driver of masquerade."""
 
-    name = "masquerade"
+    name = MASQUERADE
 
-    def _parse(self, request: Request) -> Config:
+    def parse(self, request: Request) -> Config:
+        """What the configuration asks for; CNIError names a key that is wrong."""
         return Config.parse(request)
 
-    def _attach(self, call: Call[Config], slot: Slot) -> Result:
-        return Addition(call).run(slot)
+    def attach(self, call: BindingCall[Config], locked: LockedRecord) -> Result:
+        """Put the VM behind its pod's addresses."""
+        return MasqueradeAdd(call).run(locked)
 
-    def _verify(self, call: Call[Config], record: Record | None) -> None:
+    def verify(self, call: BindingCall[Config], record: Record | None) -> None:
+        """CheckFailed for what is not as `attach` left it."""
         from cnvnet.plugins.masquerade.check import check
 
         check(call, record)
 
-    def _standing(self, record: Record, pod: Stack) -> str:
-        bridge = Leftovers.parse(record.undo).bridge
+    def existing_link(self, record: Record, pod: Stack) -> str:
+        """The bridge, if the pod has it."""
+        bridge = MasqueradeState.parse(record.undo).bridge
         return bridge if pod.link(bridge) is not None else ""
 
-    def _detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
-        left = leftovers.find(pod.stack, key) if record is None else Leftovers.parse(record.undo)
+    def detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
+        """Remove links, rules and sysctls by the record, or by what the links themselves show."""
+        left = state.find(pod.stack, key) if record is None else MasqueradeState.parse(record.undo)
         left = left._replace(sysctls=sysctls.unshared(left.sysctls, others))
-        errors = leftovers.remove(pod, left)
-        if errors:
-            raise errors[0]
+        state.remove(pod, left)
 
 
-def load(env: Mapping[str, str], kernel: Kernel | None = None) -> Masquerade:
-    """The plugin for a caller with this environment; a kernel that it is not given it makes."""
-    return Masquerade(kernel or LinuxKernel(), AttachmentFiles(rundir(env)), env)
+def load(
+    env: Mapping[str, str], kernel: Kernel | None = None, lookup: Lookup | None = None
+) -> BindingCommands[Config]:
+    """The plugin for a caller with this environment; what it is not given it makes."""
+    return BindingCommands(
+        Masquerade(), kernel or LinuxKernel(), AttachmentFiles(rundir(env)), env, lookup or own_lookup(env)
+    )

@@ -1,18 +1,19 @@
 """The nftables of a pod whose VM is behind masquerade, as values and as nft's text. Pure.
 
-KubeVirt's rules (pkg/network/setup/netpod/masquerade) in a table of our own per family, because others own
-`nat`: iptables-nft does. The guards, the hairpin and the rules of a migration's target are ours.
+KubeVirt's rules (pkg/network/setup/netpod/masquerade) in a table of our own per family, because `nat` is
+another program's, iptables-nft's. The guards, the hairpin and the rules of a migration's target are ours.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
-from cnvnet.kernel.nft import Element
+from cnvnet.cni.fields import InterfaceAddress
+from cnvnet.kernel.nft.tables import Element
+from cnvnet.plugins.binding.ruleset import PlannedChain, PlannedRule, Ruleset, TableName
 from cnvnet.plugins.masquerade.config import TCP, Config, PortRange
-from cnvnet.vm.names import Names
-from cnvnet.vm.ruleset import Chain, Rule, Ruleset, Table
+from cnvnet.vm.names import PodLinkNames
 
 TABLE: Final = "cnv_masquerade"
 # A chain that every ruleset has.
@@ -26,11 +27,15 @@ _LOOPBACK: Final = "127.0.0.1"
 
 
 class Family(NamedTuple):
-    """One IP family of a binding: the bridge's address, the guest's, and those of the pod's interface."""
+    """One IP family of a binding: the bridge's address, the guest's, and those of the pod's interface.
 
-    gateway: IPv4Interface | IPv6Interface
-    guest: IPv4Interface | IPv6Interface
+    `mtu` is the largest packet that the pod sends on for the guest.
+    """
+
+    gateway: InterfaceAddress
+    guest: InterfaceAddress
     pod: tuple[IPv4Address | IPv6Address, ...]
+    mtu: int = 0
 
     @property
     def nft(self) -> str:
@@ -38,7 +43,7 @@ class Family(NamedTuple):
         return "ip" if self.gateway.version == 4 else "ip6"
 
 
-def plan(config: Config, names: Names, family: Family) -> Ruleset:
+def plan(config: Config, names: PodLinkNames, family: Family) -> Ruleset:
     """The table for one family of a binding."""
     chains = [
         _guard(names, family),
@@ -55,117 +60,121 @@ def plan(config: Config, names: Names, family: Family) -> Ruleset:
     return Ruleset(table(family.nft), tuple(elements), tuple(chain for chain in chains if chain.rules))
 
 
-def table(family: str) -> Table:
+def table(family: str) -> TableName:
     """The table of one of nft's families."""
-    return Table(family, TABLE)
+    return TableName(family, TABLE)
 
 
-def _guard(names: Names, family: Family) -> Chain:
+def _guard(names: PodLinkNames, family: Family) -> PlannedChain:
     """Before conntrack sees it: what the guest may not send, and what may not be sent to it directly."""
     f, bridge, guest = family.nft, f'iifname "{names.bridge}"', family.guest.ip
     if f == "ip":
         # With route_localnet it would get to what listens on the pod's loopback.
         loopback = "127.0.0.0/8"
-        own = Rule(f"{bridge} ip saddr 0.0.0.0 udp dport 67", "return", "the guest has no address yet")
+        own = PlannedRule(
+            f"{bridge} ip saddr 0.0.0.0 udp dport 67", "return", "the guest has no address yet"
+        )
     else:
         loopback = "::1"
-        own = Rule(f"{bridge} ip6 saddr {{ ::, fe80::/10 }}", "return", "the guest on its own link")
+        own = PlannedRule(f"{bridge} ip6 saddr {{ ::, fe80::/10 }}", "return", "the guest on its own link")
     rules = (
-        Rule(f"{bridge} {f} daddr {loopback}", "drop", "the guest to the loopback of the pod"),
+        PlannedRule(f"{bridge} {f} daddr {loopback}", "drop", "the guest to the loopback of the pod"),
         own,
-        Rule(f"{bridge} {f} saddr != {guest}", "drop", "the guest with a source that is not its own"),
-        # Who routes the inner address by the pod's would pass by the list of ports.
-        Rule(
+        PlannedRule(f"{bridge} {f} saddr != {guest}", "drop", "the guest with a source that is not its own"),
+        # A host that routed the inner address by the pod would bypass the list of ports.
+        PlannedRule(
             f'iifname != {{ "lo", "{names.bridge}" }} {f} daddr {guest}',
             "drop",
             "the inner address from outside",
         ),
     )
-    return Chain("guard", "filter hook prerouting priority -300", rules)
+    return PlannedChain("guard", "filter hook prerouting priority -300", rules)
 
 
-def _input(config: Config, names: Names, family: Family) -> Chain:
+def _input(config: Config, names: PodLinkNames, family: Family) -> PlannedChain:
     """The agent answers from a packet socket; of the kernel a guest would get ICMP port unreachable."""
     port, what = (67, "DHCP") if family.nft == "ip" else (547, "DHCPv6")
-    rule = Rule(f'iifname "{names.bridge}" udp dport {port}', "drop", f"{what} is answered by the agent")
+    rule = PlannedRule(
+        f'iifname "{names.bridge}" udp dport {port}', "drop", f"{what} is answered by the agent"
+    )
     rules = (rule,) if config.guest.enabled else ()
-    return Chain("input", "filter hook input priority 0", rules)
+    return PlannedChain("input", "filter hook input priority 0", rules)
 
 
-def _forward(config: Config, names: Names) -> Chain:
+def _forward(config: Config, names: PodLinkNames) -> PlannedChain:
     """Where flows are taken up midstream no new one may come in that way: an ACK, then a SYN."""
     match = f'iifname "{names.pod}" oifname "{names.bridge}" tcp flags & (syn | ack) == syn'
-    rule = Rule(
+    rule = PlannedRule(
         f"{match} meta l4proto . th dport != @listed", "drop", "a new connection to a port not listed"
     )
-    return Chain("forward", "filter hook forward priority 0", (rule,) if _midstream(config) else ())
+    return PlannedChain("forward", "filter hook forward priority 0", (rule,) if _midstream(config) else ())
 
 
-def _inbound(config: Config, family: Family) -> Chain:
+def _inbound(config: Config, family: Family) -> PlannedChain:
     """What is sent to the pod and is the guest's."""
-    rules: list[Rule] = []
+    rules: list[PlannedRule] = []
     if _kept(config):
-        rules.append(Rule("tcp dport @reserved", "return", "ports of the pod itself"))
+        rules.append(PlannedRule("tcp dport @reserved", "return", "ports of the pod itself"))
     if config.istio:
         # All else comes through Envoy, on the loopback.
         match = f"tcp dport {_NOT_PROXIED}" if _leads(config, _NOT_PROXIED) else ""
         rules += [_dnat(family, match, "ports that Envoy leaves alone")] if match else []
     else:
         rules.append(_dnat(family, _ports(config), "to the guest"))
-    return Chain("inbound", "", tuple(rules))
+    return PlannedChain("inbound", "", tuple(rules))
 
 
-def _prerouting(config: Config, names: Names, family: Family) -> Chain:
+def _prerouting(config: Config, names: PodLinkNames, family: Family) -> PlannedChain:
     f = family.nft
     others = "224.0.0.0/3" if f == "ip" else "{ fe80::/10, ff00::/8 }"
     arrives = f'iifname "{names.pod}" {f} daddr != {others}'
-    rules: list[Rule] = []
+    rules: list[PlannedRule] = []
     if _inbound(config, family).rules:
-        rules.append(Rule(arrives, "jump inbound", "from outside"))
+        rules.append(PlannedRule(arrives, "jump inbound", "from outside"))
         if config.hairpin:
             own = ", ".join(map(str, family.pod))
             match = f'iifname "{names.bridge}" {f} daddr {{ {own} }}'
-            rules.append(Rule(match, "jump inbound", "the guest to its own pod"))
+            rules.append(PlannedRule(match, "jump inbound", "the guest to its own pod"))
     if _midstream(config):
-        # A packet of a flow that nobody here has seen the beginning of: it began before the VM moved.
+        # A packet of a flow that conntrack has not seen the beginning of: it began before the VM moved.
         kept = "tcp dport != @reserved " if _kept(config) else ""
         rules.append(
             _dnat(family, f"{arrives} {kept}tcp flags & syn != syn", "flows that moved with the VM")
         )
-    return Chain("prerouting", "nat hook prerouting priority -100", tuple(rules))
+    return PlannedChain("prerouting", "nat hook prerouting priority -100", tuple(rules))
 
 
-def _output(config: Config, family: Family) -> Chain:
+def _output(config: Config, family: Family) -> PlannedChain:
     """The pod's loopback leads to the guest; IPv6's cannot: the kernel routes ::1 nowhere else."""
     if family.nft == "ip6":
-        return Chain("output", "", ())
-    rules: list[Rule] = []
+        return PlannedChain("output", "", ())
+    rules: list[PlannedRule] = []
     if not config.listed and _kept(config):
-        rules.append(Rule("tcp dport @reserved", "return", "ports of the pod itself"))
+        rules.append(PlannedRule("tcp dport @reserved", "return", "ports of the pod itself"))
     towards = [_LOOPBACK, *(map(str, family.pod) if config.istio else ())]
     match = f"ip daddr {{ {', '.join(towards)} }} {_ports(config)}".rstrip()
     rules.append(_dnat(family, match, "from the loopback of the pod"))
-    return Chain("output", "nat hook output priority -100", tuple(rules))
+    return PlannedChain("output", "nat hook output priority -100", tuple(rules))
 
 
-def _redirects(names: Names, family: Family) -> Chain:
+def _redirects(names: PodLinkNames, family: Family) -> PlannedChain:
     """A hairpin is no detour for the guest to avoid. IPv4 has send_redirects for this, IPv6 has nothing."""
-    rule = Rule(f'oifname "{names.bridge}" icmpv6 type 137', "drop", "redirects to the guest")
-    return Chain("redirects", "filter hook output priority 0", (rule,) if family.nft == "ip6" else ())
+    rule = PlannedRule(f'oifname "{names.bridge}" icmpv6 type 137', "drop", "redirects to the guest")
+    return PlannedChain("redirects", "filter hook output priority 0", (rule,) if family.nft == "ip6" else ())
 
 
-def _postrouting(config: Config, names: Names, family: Family) -> Chain:
+def _postrouting(config: Config, names: PodLinkNames, family: Family) -> PlannedChain:
     f = family.nft
-    rules = [Rule(f"{f} saddr {family.guest.ip}", "masquerade", "from the guest")]
+    rules = [PlannedRule(f"{f} saddr {family.guest.ip}", "masquerade", "from the guest")]
     if f == "ip":
         sources = f"{_LOOPBACK}, {_ENVOY_SOURCE}" if config.istio else _LOOPBACK
         match = f'oifname "{names.bridge}" ip saddr {{ {sources} }}'
-        rules.append(Rule(match, f"snat to {family.gateway.ip}", "from the loopback to the guest"))
-    return Chain(ANCHOR, "nat hook postrouting priority 100", tuple(rules))
+        rules.append(PlannedRule(match, f"snat to {family.gateway.ip}", "from the loopback to the guest"))
+    return PlannedChain(ANCHOR, "nat hook postrouting priority 100", tuple(rules))
 
 
-def _dnat(family: Family, match: str, comment: str) -> Rule:
-    return Rule(match, f"dnat to {family.guest.ip}", comment)
+def _dnat(family: Family, match: str, comment: str) -> PlannedRule:
+    return PlannedRule(match, f"dnat to {family.guest.ip}", comment)
 
 
 def _ports(config: Config) -> str:

@@ -5,32 +5,33 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cnvnet.cni.args import parse_args
+from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.request import Request
-from cnvnet.guest.wishes import Wishes
+from cnvnet.guest.options import GuestOptions
+from cnvnet.plugins.binding.tap_options import TapOptions
 from cnvnet.vm import identity
-from cnvnet.vm.tap_options import TapOptions
-
-_ARGS = frozenset({"IP", "MAC", *identity.ARGS, *identity.KUBERNETES_ARGS})
+from cnvnet.vm.launcher import Subject
 
 
 class Config(NamedTuple):
-    """What the configuration asks for. With `lan_dhcp` the guest is told everything by the LAN, not by us.
+    """What the configuration asks for."""
 
-    `hostname` is the VM's.
-    """
-
+    # Whether the LAN's DHCP server and routers configure the guest, instead of the guest services.
     lan_dhcp: bool
     tap: TapOptions
-    guest: Wishes
+    guest: GuestOptions
+    # The guest's, made from the VM's name; "" for none.
     hostname: str
+    # What the call says it is for; None for a container outside Kubernetes that is no VM.
+    claim: identity.VM | PodRef | None
 
     @classmethod
     def parse(cls, request: Request) -> Config:
         """Raises CNIError (7, for CNI_ARGS 4) naming the key that is wrong or contradicts another."""
         fields = request.fields
-        vm = identity.identify(fields, parse_args(request.args, _ARGS), request.ifname)
-        guest = Wishes.parse(fields)
+        claim = identity.claim(fields, parse_args(request.args, identity.KNOWN_ARGS), request.ifname)
+        guest = GuestOptions.parse(fields)
         lan_dhcp = fields.flag("lanDHCP")
         if lan_dhcp and guest.required:
             raise InvalidConfig(
@@ -40,5 +41,14 @@ class Config(NamedTuple):
             lan_dhcp=lan_dhcp,
             tap=TapOptions.parse(fields),
             guest=guest._replace(enabled=guest.enabled and not lan_dhcp),
-            hostname=vm.name if vm is not None else "",
+            hostname=claim.hostname if isinstance(claim, identity.VM) else "",
+            claim=claim,
         )
+
+    def of(self, subject: Subject) -> Config:
+        """The same for the VM that the Kubernetes API knows."""
+        return self._replace(hostname=subject.hostname)
+
+    def as_added(self, _role: str, /) -> Config:
+        """The same: the role of the pod changes nothing here."""
+        return self

@@ -1,6 +1,6 @@
 """What vm-bridge wrote of the pod's interface before it kept the kernel's own messages, in their place.
 
-It knew less of each thing, and of routes only those that somebody had made by hand.
+It knew less of each thing, and of routes only those that were not the kernel's own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from cnvnet.kernel import addresses, neighbours, routes
 from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.neighbours import AddNeighbour, Neighbour
 from cnvnet.kernel.netlink import pack
-from cnvnet.kernel.routes import PROTOCOL_KERNEL, AddRoute, Route
+from cnvnet.kernel.routes import AddRoute, Route
+from cnvnet.kernel.rtnetlink import PROTOCOL_KERNEL
 from cnvnet.kernel.snapshots import Snapshot
 
 
 def snapshot(fields: Mapping[str, Any]) -> Snapshot:
     """Raises KeyError, TypeError or ValueError for what is no such record."""
-    found = [_address(dict(item)) for item in fields["addresses"]]
-    ipv4 = [each for each in found if each.address.version == 4]
+    parsed = [_address(dict(item)) for item in fields["addresses"]]
+    ipv4 = [each for each in parsed if each.address.version == 4]
     # The kernel lists of IPv6 the last one first.
-    ipv6 = [each for each in reversed(found) if each.address.version == 6]
+    ipv6 = [each for each in reversed(parsed) if each.address.version == 6]
     ways = [AddRoute(_route(dict(item))) for item in fields["routes"]]
     entries = [AddNeighbour(_neighbour(dict(item))) for item in fields["neighbours"]]
     return Snapshot(
@@ -32,18 +33,18 @@ def snapshot(fields: Mapping[str, Any]) -> Snapshot:
     )
 
 
-def bare(fields: Mapping[str, Any]) -> tuple[IPv4Network | IPv6Network, ...]:
+def missing_connected_routes(fields: Mapping[str, Any]) -> tuple[IPv4Network | IPv6Network, ...]:
     """The networks that the kernel's routes to had been taken away."""
     return tuple(ip_network(text) for text in fields.get("bare", ()))
 
 
-def completed(was: Snapshot, bare: tuple[IPv4Network | IPv6Network, ...], now: Snapshot) -> Snapshot:
+def completed(was: Snapshot, missing: tuple[IPv4Network | IPv6Network, ...], now: Snapshot) -> Snapshot:
     """With the routes that the kernel has made of its addresses."""
-    return was._replace(routes=(*(raw for raw in now.routes if not _is_bare(raw, bare)), *was.routes))
+    return was._replace(routes=(*(raw for raw in now.routes if not _is_missing(raw, missing)), *was.routes))
 
 
-def _is_bare(raw: bytes, bare: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    return any(route.protocol == PROTOCOL_KERNEL and route.dst in bare for route in routes.decode(raw))
+def _is_missing(raw: bytes, missing: tuple[IPv4Network | IPv6Network, ...]) -> bool:
+    return any(route.protocol == PROTOCOL_KERNEL and route.dst in missing for route in routes.decode(raw))
 
 
 def _address(fields: dict[str, Any]) -> Address:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.functional.crash import strace
 from tests.functional.crash.strace import CONSTANT, Moment
-from tests.functional.masquerade.lab import Lab, Pod, a_lab
+from tests.functional.masquerade.masquerade_pod import Lab, Pod, a_lab
 from tests.functional.masquerade.test_calls import snapshot
 from tests.harness import Outcome
 

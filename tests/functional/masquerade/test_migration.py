@@ -1,4 +1,4 @@
-"""A VM that moves to another pod with the same addresses keeps its connections, and nobody else gets in."""
+"""A VM that moves to another pod with the same addresses keeps its connections; no other host gets in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.masquerade.lab import SIDES, Lab, Pod, Side, a_lab, frames
+from tests.functional.masquerade.masquerade_pod import SIDES, Lab, Pod, Side, a_lab, frames
 
 BOTH = pytest.mark.parametrize("side", SIDES, ids=["IPv4", "IPv6"])
 LISTED = [{"port": 7777}]
@@ -27,7 +27,7 @@ def role(which: str) -> dict[str, Any]:
 
 
 def move(lab: Lab, source: Pod, target: Pod) -> None:
-    """The VM runs in the target from now on, which has the pod's addresses; the world is told at once."""
+    """The VM runs in the target from now on, which has the pod's addresses; announces itself at once."""
     source.run("ip", "link", "set", "eth0", "down")
     target.run("ip", "link", "set", "eth0", "up")
     lab.plug(target)
@@ -82,21 +82,21 @@ def test_an_ack_before_the_syn_opens_no_port_that_is_not_listed(lab: Lab, side: 
     lab.guest.run("nft", f"add table {family} mute; add chain {family} mute out {{ {mute} }}")
     lab.node.run("ping", "-c", "1", "-w", "20", side.pod)
     source = (lab.node.link("br0") or {})["address"]
-    there = (pod.link("eth0") or {})["address"]
+    pod_mac = (pod.link("eth0") or {})["address"]
     ear, mouth = lab.packets(lab.guest), lab.packets(lab.node, "br0")
     layer = IP if family == "ip" else IPv6
 
     def send(what: Any) -> None:
-        mouth.send(bytes(Ether(src=source, dst=there) / layer(src=side.outside, dst=side.pod) / what))
+        mouth.send(bytes(Ether(src=source, dst=pod_mac) / layer(src=side.outside, dst=side.pod) / what))
 
     for port in (2222, 49152):
         for flags in ("A", "S", "SF", "SP"):
             send(TCP(sport=5555, dport=port, flags=flags) / f"{port} {flags}".encode())
     send(UDP(sport=5555, dport=53) / SENTINEL)
-    heard = [frame.rpartition(b"\x00")[2] for frame in frames(ear, SENTINEL)]
-    heard = [data for data in heard if data[:4].isdigit()]
+    arrived = [frame.rpartition(b"\x00")[2] for frame in frames(ear, SENTINEL)]
+    arrived = [data for data in arrived if data[:4].isdigit()]
     # The first is of a flow that might have moved here; none begins one. Reserved ports are the pod's alone.
-    assert heard == [b"2222 A"]
+    assert arrived == [b"2222 A"]
     assert pod.counted("a new connection to a port not listed", family) > 0
 
 

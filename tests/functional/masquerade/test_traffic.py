@@ -1,4 +1,4 @@
-"""Who gets what: from outside, from the guest and from the pod itself, on real kernels."""
+"""Which listener gets what: from outside, from the guest and from the pod itself, on real kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.masquerade.lab import (
+from tests.functional.masquerade.masquerade_pod import (
     BRIDGE_MAC,
     SIDES,
     V4,
@@ -65,7 +65,7 @@ def test_without_a_list_all_but_reserved_ports_lead_to_the_guest(lab: Lab, side:
     pod = attached(lab)
     for port, owner in ((80, "guest"), (65535, "guest"), (49152, "pod"), (49153, "pod")):
         listeners = both_listen(lab, pod, side, port)
-        # The guest sees who it is that calls.
+        # The guest sees its caller's own address.
         assert who_answers(lab.node, side, side.pod, port, **listeners) == Answer(owner, side.outside), port
     assert who_hears(lab.node, side, side.pod, 49152, **both_hear(lab, pod, side, 49152)).by == "guest"
     before = echoes(lab.guest, side)
@@ -106,7 +106,7 @@ def test_a_guest_of_one_family_is_reached_and_reaches_others(lab: Lab, side: Sid
 
 
 def test_a_guest_network_of_ones_own_with_host_bits(lab: Lab) -> None:
-    """Gateway and guest are the network's first two, whatever address it was told by."""
+    """Gateway and guest are the network's first two, whichever of its addresses configures it."""
     pod = lab.pod()
     pod.cni("ADD", vmNetworkCIDR="192.168.66.77/26", vmIPv6NetworkCIDR="fd55::1234/112").ok()
     lab.plug(pod)
@@ -265,14 +265,14 @@ def test_the_guest_sends_with_its_own_address_only(lab: Lab, side: Side, target:
     from scapy.layers.l2 import Ether
 
     pod = attached(lab)
-    there = lab.node if target == "outside" else pod
+    receiver = lab.node if target == "outside" else pod
     address = side.outside if target == "outside" else side.gateway
     foreign = (
         ("192.0.2.7", "10.0.2.3", "127.0.0.1", V4.pod, V4.gateway)
         if side is V4
         else ("2001:db8::7", "fd10:0:2::3", V6.pod, V6.gateway, "::1")
     )
-    ear = lab.datagrams(there, side, 9999)
+    ear = lab.datagrams(receiver, side, 9999)
     mouth = lab.packets(lab.guest)
     layer = IP if side is V4 else IPv6
     for source in (*foreign, side.guest):
@@ -286,7 +286,7 @@ def test_the_guest_sends_with_its_own_address_only(lab: Lab, side: Side, target:
 
 
 @BOTH
-def test_nobody_gets_round_the_list_by_the_inner_address(lab: Lab, side: Side) -> None:
+def test_the_inner_address_is_no_way_round_the_list_of_ports(lab: Lab, side: Side) -> None:
     pod = attached(lab, **LISTED)
     ear = lab.packets(lab.guest)
     inner = "10.0.2.0/24" if side is V4 else "fd10:0:2::/120"
@@ -303,14 +303,14 @@ def test_dhcp_of_the_guest_gets_no_answer_from_the_kernel(lab: Lab, side: Side) 
     pod = attached(lab)
     port, client = (67, 68) if side is V4 else (547, 546)
     ear = lab.packets(lab.guest)
-    # A renewal: nobody listens there, and yet the guest must not be told that nobody does.
+    # A renewal: there is no listener there, and yet the guest must get no error.
     with lab.datagrams(lab.guest, side, client, side.guest) as renewing:
         renewing.sendto(b"renew", (side.gateway, port))
         # The answer to a ping comes behind whatever the renewal was answered with.
         lab.guest.run("ping", "-c", "1", "-w", "20", side.gateway)
         renewing.sendto(SENTINEL, (side.pod, client))
-        heard = list(frames(ear, SENTINEL))
-    assert not any(frame.endswith(b"renew") and b"\x03\x03" in frame for frame in heard)
+        arrived = list(frames(ear, SENTINEL))
+    assert not any(frame.endswith(b"renew") and b"\x03\x03" in frame for frame in arrived)
     assert pod.counted("DHCP", side.nft) == 1
 
 
@@ -345,8 +345,8 @@ def test_packets_as_long_as_the_pods_interface_takes_pass_whole(tmp_path: Path, 
             bound = {"guest": lab.datagrams(lab.guest, side, 53, side.guest)}
             with lab.unbound(lab.node, side, socket.SOCK_DGRAM) as mouth:
                 mouth.sendto(data, (side.pod, 53))
-            heard, _ = bound["guest"].recvfrom(70000)
-            assert heard == data
+            received, _ = bound["guest"].recvfrom(70000)
+            assert received == data
             while not (frame := ear.recv(70000)).endswith(data):
                 pass
             assert len(frame) == mtu + 14

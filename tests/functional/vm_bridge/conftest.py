@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.vm_bridge.lab import Lab, a_lab
+from tests.functional.vm_bridge.vm_bridge_pod import Lab, a_lab
 
 
 @pytest.fixture

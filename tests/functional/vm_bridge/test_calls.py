@@ -1,4 +1,4 @@
-"""The executable as runtimes call it: three ways, with everything put back in the end."""
+"""The executable as runtimes call it: three ways, with everything restored in the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.lab import ask
+from tests.functional.agent.own_agent import ask
 from tests.functional.bridge.test_cnitool import Cnitool
-from tests.functional.masquerade.lab import PATIENCE
+from tests.functional.masquerade.masquerade_pod import PATIENCE
 from tests.functional.masquerade.test_calls import lower
-from tests.functional.vm_bridge.lab import LAN_MAC, POD_MAC, PORT, Lab, changed, difference, settle, snapshot
+from tests.functional.vm_bridge.vm_bridge_pod import (
+    LAN_MAC,
+    POD_MAC,
+    PORT,
+    Lab,
+    changed,
+    difference,
+    settle,
+    snapshot,
+)
 from tests.harness import VERSIONS, Node, Outcome
 
 HASHED = "pod16477688c0e"
@@ -28,7 +37,7 @@ def records(node: Node) -> list[Path]:
 
 
 def furnish(lab: Lab) -> None:
-    """Everything of an interface that somebody may have set up."""
+    """Everything of an interface that other programs may have set up."""
     lab.network()
     pod = lab.pod
     for command in (
@@ -40,7 +49,7 @@ def furnish(lab: Lab) -> None:
         "route del 10.12.0.0/24 dev eth0",
         "addr add fd96::5/64 dev eth0 nodad",
         "route del fd96::/64 dev eth0",
-        "link set eth0 mtu 1400 alias mine",
+        "link set eth0 mtu 1400 alias uplink",
         "route add 10.5.0.0/16 via 10.1.0.1 metric 50 mtu 1300 src 10.1.0.6",
         "route add 10.6.0.0/16 dev eth0 scope link proto static",
         "route add 10.7.0.0/16 via 192.0.2.1 dev eth0 onlink",
@@ -68,6 +77,7 @@ def aws(lab: Lab) -> None:
 
 
 def down(lab: Lab) -> None:
+    settle(lab)  # or the node ends duplicate detection of its own address only when ADD sets it up
     lab.pod.run("ip", "link", "set", "eth0", "down")
 
 
@@ -96,7 +106,7 @@ def test_del_leaves_the_pod_as_it_was(lab: Lab, setup: Callable[[Lab], None]) ->
     assert node_routes(lab) == node
 
 
-def test_the_pod_looks_the_same_to_who_looks_for_its_interface(lab: Lab) -> None:
+def test_the_pods_interface_looks_the_same_from_outside(lab: Lab) -> None:
     furnish(lab)
     before = {family: sorted(lab.pod.addresses("eth0", family=family)) for family in ("inet", "inet6")}
     result = lab.pod.cni("ADD", "eth0", args=BLUE["args"]).ok()
@@ -223,10 +233,10 @@ def test_chained_behind_another_plugin_and_before_tuning(node: Node, which: str,
 def test_a_macvlan_is_refused_with_a_remedy(node: Node) -> None:
     pod = node.pod()
     before = snapshot(pod)
-    said = Cnitool(node, "net", lower(node, "macvlan"), {"type": "vm-bridge"}).run("add", pod).stderr
-    assert "eth0 is a macvlan" in said
-    assert "cnv-bridge" in said
-    assert "masquerade" in said
+    message = Cnitool(node, "net", lower(node, "macvlan"), {"type": "vm-bridge"}).run("add", pod).stderr
+    assert "eth0 is a macvlan" in message
+    assert "cnv-bridge" in message
+    assert "masquerade" in message
     assert snapshot(pod)["nftables"] == before["nftables"]
     assert sorted(pod.links()) == ["eth0", "lo"]
 
@@ -296,13 +306,13 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         ("ip link set eth0-nic nomaster", "eth0-nic is not attached to k6t-eth0"),
         ("bridge link set dev eth0-nic learning on", "eth0-nic learns"),
         ("ip link set eth0-nic down", "eth0-nic is down"),
         ("ip link set eth0-nic address 0a:00:00:00:00:07", "the MAC of eth0-nic is 0a:00:00:00:00:07, not"),
-        ("ip addr add 10.1.0.5/24 dev eth0-nic", "that nobody asked for"),
+        ("ip addr add 10.1.0.5/24 dev eth0-nic", "eth0-nic has an address 10.1.0.5/24"),
         ("ip addr del 10.1.0.5/24 dev eth0", "address 10.1.0.5/24 is missing on eth0"),
         ("ip link set eth0 up", "eth0 is up"),
         ("ip link set eth0 mtu 1300", "MTU 1300"),
@@ -311,10 +321,10 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
         ("ip link set k6t-eth0 type bridge group_fwd_mask 0", "group_fwd_mask"),
         ("ip link set tap0 down", "tap0 is down"),
         ("ip link set tap0 address 0a:00:00:00:00:05", "the MAC of tap0 is 0a:00:00:00:00:05, not"),
-        ("ip link set k6t-eth0 alias mine", "the alias of k6t-eth0 is 'mine'"),
-        ("ip link set tap0 alias mine", "the alias of tap0 is 'mine'"),
-        ("ip link set eth0-nic alias mine", "the alias of eth0-nic is 'mine'"),
-        ("ip link set eth0 alias mine", "the alias of eth0 is 'mine'"),
+        ("ip link set k6t-eth0 alias uplink", "the alias of k6t-eth0 is 'uplink'"),
+        ("ip link set tap0 alias uplink", "the alias of tap0 is 'uplink'"),
+        ("ip link set eth0-nic alias uplink", "the alias of eth0-nic is 'uplink'"),
+        ("ip link set eth0 alias uplink", "the alias of eth0 is 'uplink'"),
         ("ip link set k6t-eth0 address 0a:00:00:00:00:06", "the MAC of k6t-eth0 is"),
         ("sysctl -qw net.ipv4.conf.k6t-eth0.arp_ignore=0", "arp_ignore is 0"),
         ("nft flush chain bridge cnv_guest_tap0 forward", "is missing"),
@@ -322,13 +332,13 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
         ("nft add chain bridge cnv_guest_tap0 forward { policy drop ; }", "not as ADD made it"),
     ],
 )
-def test_check_sees_what_is_wrong(lab: Lab, spoil: str, said: str) -> None:
+def test_check_sees_what_is_wrong(lab: Lab, spoil: str, message: str) -> None:
     lab.network()
     lab.pod.cni("ADD").ok()
     lab.pod.run(*spoil.split())
     error = lab.pod.cni("CHECK").error()
     assert error["code"] == 100
-    assert said in error["msg"]
+    assert message in error["msg"]
 
 
 @pytest.mark.every_way
@@ -345,7 +355,7 @@ def test_gc_removes_what_is_not_valid(lab: Lab) -> None:
     assert records(lab.node) == []
 
 
-# what the guest is to be told
+# What the guest is to get.
 
 
 def guest(lab: Lab) -> Any:
@@ -353,7 +363,7 @@ def guest(lab: Lab) -> Any:
     return json.loads(path.read_text()).get("guest")
 
 
-def test_the_guest_is_told_what_the_pod_knew(lab: Lab) -> None:
+def test_the_guest_gets_what_the_pod_knew(lab: Lab) -> None:
     lab.network()
     lab.pod.cni("ADD").ok()
     settings = guest(lab)["settings"]
@@ -363,7 +373,7 @@ def test_the_guest_is_told_what_the_pod_knew(lab: Lab) -> None:
     assert (settings["v6"]["address"], settings["v6"]["router_mac"]) == ("fd99::5/64", LAN_MAC)
 
 
-def test_a_guest_behind_ptp_asks_for_nobody_but_its_gateway(node: Node) -> None:
+def test_a_guest_behind_ptp_asks_for_its_gateway_alone(node: Node) -> None:
     pod = node.pod()
     network: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", **lower(node, "ptp")}
     network["ipam"]["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
@@ -377,7 +387,7 @@ def test_a_guest_behind_ptp_asks_for_nobody_but_its_gateway(node: Node) -> None:
     node.cni("vm-bridge", "ADD", config, pod).ok()
     (path,) = records(node)
     settings = json.loads(path.read_text())["guest"]["settings"]
-    # ptp takes the kernel's routes to the pod's network away: its host answers for nobody else there.
+    # ptp takes the kernel's routes to the pod's network away: its host answers for no other address there.
     assert (settings["v4"]["address"], settings["v4"]["gateway"]) == ("10.244.0.2/32", "10.244.0.1")
     assert ["10.244.0.0/24", "10.244.0.1"] in [list(route.values()) for route in settings["v4"]["routes"]]
     assert (settings["v6"]["address"], settings["v6"]["routes"]) == ("fd99::2/128", ["fd99::/64"])
@@ -387,7 +397,7 @@ def test_a_guest_behind_ptp_asks_for_nobody_but_its_gateway(node: Node) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"lanDHCP": True}, {"guestServices": {"enabled": False}}], ids=str)
-def test_a_guest_of_the_lans_is_told_nothing(lab: Lab, keys: dict[str, Any]) -> None:
+def test_a_guest_of_the_lans_gets_nothing(lab: Lab, keys: dict[str, Any]) -> None:
     lab.network()
     lab.pod.cni("ADD", **keys).ok()
     assert guest(lab) is None
@@ -404,6 +414,7 @@ def test_a_network_without_addresses_is_a_wire(lab: Lab) -> None:
 @pytest.mark.alone
 def test_required_guest_services_without_an_agent(lab: Lab) -> None:
     lab.network()
+    settle(lab)
     before = snapshot(lab.pod)
     for command in ("ADD", "STATUS"):
         assert lab.pod.cni(command, guestServices={"autostart": False}).error()["code"] == 50

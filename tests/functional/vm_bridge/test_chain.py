@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.functional.bridge.network import host_local
+from tests.functional.bridge.bridge_network import host_local
 from tests.functional.bridge.test_cnitool import Cnitool
-from tests.harness import Node, Sandbox
+from tests.harness import Node, Sandbox, cni_path_of_all
 
 SWITCHES = dict.fromkeys(("macspoofchk", "ipspoofchk", "portIsolation", "isDefaultGateway"), True)
 
@@ -48,12 +48,40 @@ def bound(node: Node, request: pytest.FixtureRequest) -> Iterator[Bound]:
     assert "eth0" not in pod.links()
 
 
+@pytest.mark.parametrize("lan_dhcp", [False, True])
+def test_an_address_that_has_to_be_renewed_is_not_taken_over(node: Node, lan_dhcp: bool) -> None:
+    """The reference's `dhcp` renews its lease through the pod's interface."""
+    programs = node.folder / "bin"
+    programs.mkdir()
+    answer = '{"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/16"}]}'
+    (programs / "dhcp").write_text(f"#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\necho '{answer}'\n")
+    (programs / "dhcp").chmod(0o755)
+    pod, common = node.pod(), {"cniVersion": "1.0.0", "name": "net"}
+    path = f"{programs}:{cni_path_of_all()}"
+    bridge = {**common, "type": "cnv-bridge", "bridge": "br1", "ipam": {"type": "dhcp"}}
+    result = node.cni("cnv-bridge", "ADD", bridge, pod, cni_path=path).ok()
+    wire = {**common, "type": "vm-bridge", "prevResult": result, "lanDHCP": lan_dhcp}
+    before = pod.links()
+    done = node.cni("vm-bridge", "ADD", wire, pod, cni_path=path)
+    if lan_dhcp:
+        done.ok()
+    else:
+        error = done.error()
+        assert error["code"] == 7
+        assert error["msg"].startswith("eth0: ipam dhcp cannot renew its lease")
+        assert "lanDHCP" in error["msg"]
+        assert pod.links() == before
+    node.cni("vm-bridge", "DEL", wire, pod, cni_path=path).ok()
+    node.cni("cnv-bridge", "DEL", bridge, pod, cni_path=path).ok()
+    assert list(pod.links()) == ["lo"]
+
+
 def test_all_is_as_added(bound: Bound) -> None:
     assert bound.check() == ""
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         ("node ip link set PORT nomaster", "is not attached"),
         ("node ip link set PORT mtu 1300", "mtu of"),
@@ -68,7 +96,7 @@ def test_all_is_as_added(bound: Bound) -> None:
         ("pod ip link del eth0", "eth0 not found"),
     ],
 )
-def test_what_is_not_as_added_is_seen(bound: Bound, spoil: str, said: str) -> None:
+def test_what_is_not_as_added_is_seen(bound: Bound, spoil: str, message: str) -> None:
     where, *command = spoil.replace("PORT", bound.port).split()
     (bound.node if where == "node" else bound.pod).run(*command)
-    assert said in bound.check()
+    assert message in bound.check()

@@ -9,8 +9,8 @@ import pytest
 
 from tests.functional.crash import strace
 from tests.functional.crash.strace import CONSTANT, Moment
-from tests.functional.vm_bridge.lab import CONFIG, Lab, difference, settle, snapshot
 from tests.functional.vm_bridge.test_calls import records
+from tests.functional.vm_bridge.vm_bridge_pod import CONFIG, Lab, difference, settle, snapshot
 from tests.harness import Outcome
 
 # There are many moments, and other tests beside this one.

@@ -1,4 +1,4 @@
-"""DEL on a pod whose interface has everything that somebody can give one, by hand or from a router."""
+"""DEL on a pod whose interface has everything that one can have, configured or from a router."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scapy.layers.l2 import Ether
 
 from cnvnet.plugins.vm_bridge import original
 from tests.functional.crash import strace
-from tests.functional.masquerade.lab import PATIENCE
-from tests.functional.vm_bridge.lab import LAN_MAC, PORT, Lab, difference, settle, snapshot
+from tests.functional.masquerade.masquerade_pod import PATIENCE
 from tests.functional.vm_bridge.test_calls import furnish, records
 from tests.functional.vm_bridge.test_killed import call, moments
+from tests.functional.vm_bridge.vm_bridge_pod import LAN_MAC, PORT, Lab, difference, settle, snapshot
 
 LAVISH = """
 link add other type veth peer name far
@@ -45,7 +45,7 @@ addr add fd94::5/64 dev eth0 nodad valid_lft 4000 preferred_lft 0
 addr add fd93::5/128 dev eth0 nodad valid_lft 4000 preferred_lft 3000 noprefixroute
 addr add fd96::5/64 dev eth0 nodad home
 -6 route del fd96::/64 dev eth0
-link set eth0 mtu 1400 alias mine
+link set eth0 mtu 1400 alias uplink
 route add 10.20.0.0/16 via 10.1.0.1 metric 50 mtu lock 1300 advmss 1200 window 9000
 route add 10.21.0.0/16 via 10.1.0.1 rto_min 100ms quickack 1 rtt 300ms initcwnd 20 hoplimit 9 src 10.1.0.6
 route add 10.22.0.0/16 via 10.1.0.1 tos 0x10
@@ -103,7 +103,7 @@ nexthop add id 15 group 7/14
 route add 10.37.0.0/16 nhid 15
 maddr add 33:33:00:00:00:77 dev eth0
 token set ::77 dev eth0
-link property add dev eth0 altname mine
+link property add dev eth0 altname uplink
 rule add from 10.1.0.6 lookup 4711 pref 100
 rule add oif eth0 lookup 4711 pref 101
 rule add iif eth0 lookup 4711 pref 102
@@ -174,7 +174,7 @@ def advertise(lab: Lab, over: threading.Event) -> None:
 
 
 def await_advertisement(lab: Lab) -> None:
-    """Until the pod has made itself an address, which is nobody else's."""
+    """Until the pod has made itself an address, and duplicate detection is over."""
     deadline = time.monotonic() + PATIENCE
     while True:
         shown = lab.pod.run("ip", "-6", "addr", "show", "dev", "eth0").stdout
@@ -201,8 +201,8 @@ def test_what_a_router_said_is_heard_again(lab: Lab, permanent: bool) -> None:
         lab.pod.cni("ADD").ok()
         lab.pod.cni("CHECK").ok()
         (path,) = records(lab.node)
-        told = json.loads(path.read_text())["guest"]["settings"]["v6"]
-        assert (told["router"] if told else None) == ("fe80::99" if permanent else None)
+        recorded = json.loads(path.read_text())["guest"]["settings"]["v6"]
+        assert (recorded["router"] if recorded else None) == ("fe80::99" if permanent else None)
         lab.pod.cni("DEL").ok()
         await_advertisement(lab)
         assert difference(lab.pod, before) == ""
@@ -213,7 +213,7 @@ def test_what_a_router_said_is_heard_again(lab: Lab, permanent: bool) -> None:
 
 def test_a_record_of_an_older_version_is_undone(lab: Lab) -> None:
     furnish(lab)
-    # Who had asked for no detection of duplicates was not written down.
+    # Which addresses are without detection of duplicates was not written down.
     for text in ("fd96::5/64", "fd97::5/64 noprefixroute", "fd99::5/64"):
         lab.pod.run("ip", "addr", "replace", *text.split(), "dev", "eth0")
     before = snapshot(lab.pod)
@@ -236,7 +236,7 @@ def older(document: dict[str, Any]) -> dict[str, Any]:
     del document["snapshot"], document["ipv6_mtu"]
     lists = {"addresses": kept.addresses, "routes": kept.routes, "neighbours": kept.neighbours}
     document |= {name: [_texts(each) for each in found] for name, found in lists.items()}
-    return {**document, "heard": [], "bare": [str(network) for network in kept.bare]}
+    return {**document, "heard": [], "bare": [str(network) for network in kept.missing_connected_routes]}
 
 
 def _texts(value: Any) -> dict[str, Any]:
@@ -251,18 +251,18 @@ def test_a_dummy_stands_in_where_the_kernel_has_one(lab: Lab) -> None:
     lavish(lab)
     before = snapshot(lab.pod)
     lab.pod.cni("ADD").ok()
-    stand_in = lab.pod.link("eth0")
-    assert stand_in is not None
-    assert (stand_in["linkinfo"]["info_kind"], stand_in["operstate"]) == ("dummy", "DOWN")
+    placeholder_link = lab.pod.link("eth0")
+    assert placeholder_link is not None
+    assert (placeholder_link["linkinfo"]["info_kind"], placeholder_link["operstate"]) == ("dummy", "DOWN")
     lab.pod.cni("CHECK").ok()
-    for spoil, said in (
+    for spoil, message in (
         ("ip link add br9 type bridge", ""),
         ("ip link set eth0 master br9", "eth0 is attached to"),
         ("ip link set eth0 nomaster", ""),
         ("ip link del br9", ""),
     ):
         lab.pod.run(*spoil.split())
-        assert said in json.dumps(lab.pod.cni("CHECK").error() if said else lab.pod.cni("CHECK").ok())
+        assert message in json.dumps(lab.pod.cni("CHECK").error() if message else lab.pod.cni("CHECK").ok())
     lab.pod.cni("DEL").ok()
     assert difference(lab.pod, before) == ""
     assert records(lab.node) == []

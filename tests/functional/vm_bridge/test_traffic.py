@@ -1,4 +1,4 @@
-"""The guest on its LAN: what passes, what does not, and what nobody else may hear, on real kernels."""
+"""The guest on its LAN: what passes, what does not, and what no other host may hear, on real kernels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 from scapy.layers.dhcp6 import DHCP6_Advertise, DHCP6_Solicit
-from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6ND_RA, ICMPv6ND_RS, IPv6
-from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6ND_RS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.l2 import ARP, LLC, SNAP, Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
 
-from tests.functional.masquerade.lab import PATIENCE, Answer, Side, socket_in, who_answers
-from tests.functional.vm_bridge.lab import (
+from tests.functional.datapath.frames import tagged
+from tests.functional.masquerade.masquerade_pod import PATIENCE, Answer, Side, socket_in, who_answers
+from tests.functional.vm_bridge.vm_bridge_pod import (
     LAN_MAC,
     POD_MAC,
     PORT,
@@ -24,12 +33,13 @@ from tests.functional.vm_bridge.lab import (
     Lab,
     frames,
 )
-from tests.unit.guest import witness
+from tests.unit.guest import scapy_packets
 
 V4 = Side(socket.AF_INET, "10.1.0.1", "10.1.0.5", "10.1.0.5", "10.1.0.1", "ip")
 V6 = Side(socket.AF_INET6, "fd99::1", "fd99::5", "fd99::5", "fd99::1", "ip6")
 ADDRESSES = ("addr add 10.1.0.5/24 dev eth0", "addr add fd99::5/64 dev eth0 nodad")
 SENTINEL = b"that was all"
+BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
 def listener(lab: Lab, sandbox: Any, side: Side, host: str) -> socket.socket:
@@ -48,7 +58,7 @@ def test_the_guest_has_the_addresses_of_its_pod(lab: Lab, side: Side) -> None:
     lab.plug(*ADDRESSES)
     in_guest = listener(lab, lab.guest, side, side.guest)
     outside = listener(lab, lab.node, side, side.outside)
-    # The pod's kernel has the address as well, and a listener on it, which nobody reaches any more.
+    # The pod's kernel has the address as well, and a listener on it, which no caller reaches any more.
     assert who_answers(lab.node, side, side.pod, 80, pod=in_pod, guest=in_guest) == Answer(
         "guest", side.outside
     )
@@ -64,15 +74,15 @@ def test_the_pods_kernel_says_nothing_on_either_side(lab: Lab) -> None:
     guest = lab.packets(lab.guest, "eth0")
     own = [frame for frame in frames_until(lan, guest) if frame[6:12] != mac(POD_MAC)]
     assert own == []
-    # Who asks for the guest's address, or for the server's, is answered by the guest alone or by nobody.
+    # A request for the guest's address is answered by the guest alone, one for the server's not at all.
     for asked in ("10.1.0.5", "169.254.75.10"):
         request = ARP(op=1, hwsrc=LAN_MAC, psrc="10.1.0.1", pdst=asked)
         lan.send(bytes(Ether(src=LAN_MAC, dst="ff:ff:ff:ff:ff:ff") / request))
         probe = ARP(op=1, hwsrc=POD_MAC, psrc="0.0.0.0", pdst=asked)
         guest.send(bytes(Ether(src=POD_MAC, dst="ff:ff:ff:ff:ff:ff") / probe))
     lab.node.run("ping", "-c", "1", "-w", "20", "10.1.0.5")
-    heard = [Ether(frame) for frame in frames_until(lan, guest)]
-    replies = [packet for packet in heard if ARP in packet and packet[ARP].op == 2]
+    arrived = [Ether(frame) for frame in frames_until(lan, guest)]
+    replies = [packet for packet in arrived if ARP in packet and packet[ARP].op == 2]
     assert {packet[ARP].hwsrc for packet in replies} == {POD_MAC}
     back = [Ether(frame) for frame in frames_until(guest, lan)]
     assert [p.summary() for p in back if ARP in p and p[ARP].op == 2 and p[ARP].hwsrc != LAN_MAC] == []
@@ -130,8 +140,8 @@ def test_what_is_neither_ip_nor_ours_passes_both_ways(lab: Lab) -> None:
         sent = {name: frame(source) for name, frame in FOREIGN.items()}
         for frame in sent.values():
             mouth.send(frame)
-        heard = frames_until(ear, mouth)
-        assert [name for name, frame in sent.items() if frame not in heard] == []
+        arrived = frames_until(ear, mouth)
+        assert [name for name, frame in sent.items() if frame not in arrived] == []
 
 
 def from_guest(tags: list[Packet]) -> dict[str, bytes]:
@@ -144,11 +154,10 @@ def from_guest(tags: list[Packet]) -> dict[str, bytes]:
     solicitation = IPv6(src="fe80::5", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(
         tgt="fe80::800:ff:fe00:1"
     )
-    everybody = "ff:ff:ff:ff:ff:ff"
     return {
-        "DHCP": wrapped(POD_MAC, everybody, tags, dhcp, 0x0800),
+        "DHCP": wrapped(POD_MAC, BROADCAST, tags, dhcp, 0x0800),
         "renewal": wrapped(POD_MAC, LAN_MAC, tags, renew, 0x0800),
-        "ARP": wrapped(POD_MAC, everybody, tags, arp, 0x0806),
+        "ARP": wrapped(POD_MAC, BROADCAST, tags, arp, 0x0806),
         "DHCPv6": wrapped(POD_MAC, "33:33:00:01:00:02", tags, dhcp6, 0x86DD),
         "RS": wrapped(POD_MAC, "33:33:00:00:00:02", tags, router, 0x86DD),
         "NS": wrapped(POD_MAC, "33:33:ff:00:00:01", tags, solicitation, 0x86DD),
@@ -175,9 +184,9 @@ def passed(lab: Lab, tags: list[Packet]) -> dict[str, list[str]]:
     for mouth, ear, sent in ((guest, lan, from_guest(tags)), (lan, guest, from_lan(tags))):
         for frame in sent.values():
             mouth.send(frame)
-        heard = frames_until(ear, mouth)
+        arrived = frames_until(ear, mouth)
         found["guest" if mouth is guest else "LAN"] = [
-            name for name, frame in sent.items() if frame in heard
+            name for name, frame in sent.items() if frame in arrived
         ]
     return found
 
@@ -212,7 +221,7 @@ NONE: dict[str, list[str]] = {"guest": [], "LAN": []}
         "VLAN",
         "two VLANs",
         "lanDHCP",
-        "nobody serves",
+        "not served",
     ],
 )
 def test_guest_services_and_the_lan_do_not_hear_each_other(
@@ -224,8 +233,154 @@ def test_guest_services_and_the_lan_do_not_hear_each_other(
     assert passed(lab, tags) == expected
 
 
+ADVERTISEMENT: dict[str, Any] = {"src": "fe80::1", "dst": "ff02::1", "hlim": 255}
+
+
+def authentication(next_header: int) -> Packet:
+    """An authentication header (RFC 4302) of 24 bytes."""
+    return Raw(bytes((next_header, 4)) + bytes(22))
+
+
+def snap(oui: int, kind: int, packet: Packet) -> bytes:
+    """A frame whose length is where others have their type."""
+    head = LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(OUI=oui, code=kind)
+    return bytes(Dot3(src=LAN_MAC, dst=BROADCAST) / head / packet)
+
+
+def hidden_from_nft() -> dict[str, bytes]:
+    """What a receiver may take for a router's or a DHCP server's, and nft does not see."""
+    router = IPv6(**ADVERTISEMENT) / ICMPv6ND_RA()
+    dhcp = IP(src="10.1.0.1", dst="255.255.255.255") / UDP(sport=67, dport=68) / Raw(bytes(240))
+    dhcp6 = UDP(sport=547, dport=546) / DHCP6_Advertise()
+    packets: dict[str, Packet] = {
+        "RA behind AH": IPv6(**ADVERTISEMENT, nh=51) / authentication(58) / ICMPv6ND_RA(),
+        "RA behind AH twice": IPv6(**ADVERTISEMENT, nh=51)
+        / authentication(51)
+        / authentication(58)
+        / ICMPv6ND_RA(),
+        "RA behind AH and options": IPv6(**ADVERTISEMENT, nh=51)
+        / authentication(60)
+        / IPv6ExtHdrDestOpt(nh=58)
+        / ICMPv6ND_RA(),
+        "DHCPv6 behind AH": IPv6(src="fe80::1", dst="fe80::5", nh=51) / authentication(17) / dhcp6,
+        "DHCP behind AH": IP(src="10.1.0.1", dst="10.1.0.5", proto=51) / authentication(17) / dhcp[UDP],
+        # An options header of 16 bytes, half of which is in the next fragment, with the RA behind it.
+        "RA cut off": IPv6(**ADVERTISEMENT)
+        / IPv6ExtHdrFragment(nh=60, m=1, id=7)
+        / Raw(bytes((58, 1, 1, 4)) + bytes(4)),
+        "nothing of it": IPv6(**ADVERTISEMENT) / IPv6ExtHdrFragment(nh=58, m=1, id=7),
+    }
+    snaps = {
+        "RA in SNAP": snap(0, 0x86DD, router),
+        "RA in SNAP of bridges": snap(0xF8, 0x86DD, router),
+        "DHCP in SNAP": snap(0, 0x0800, dhcp),
+    }
+    return snaps | {
+        name: bytes(Ether(src=LAN_MAC, dst=BROADCAST) / packet) for name, packet in packets.items()
+    }
+
+
+def like_hidden_ones() -> dict[str, bytes]:
+    """Their honest neighbours."""
+    echo = ICMPv6EchoRequest(data=b"x" * 40)
+    later = IPv6(src="fd99::9", dst="fd99::10") / IPv6ExtHdrFragment(nh=60, offset=3, m=0, id=8)
+    packets: dict[str, Packet] = {
+        "TCP behind AH": IPv6(src="fd99::9", dst="fd99::10", nh=51) / authentication(6) / TCP(dport=80),
+        "TCP behind AH of IPv4": IP(src="10.1.0.9", dst="10.1.0.5", proto=51) / authentication(6) / TCP(),
+        "echo behind options": IPv6(src="fd99::9", dst="fd99::10") / IPv6ExtHdrDestOpt() / echo,
+        "first fragment": IPv6(src="fd99::9", dst="fd99::10") / IPv6ExtHdrFragment(m=1, id=8) / echo,
+        "later fragment": later / Raw(b"data" * 10),
+    }
+    cdp = {"CDP": snap(0x00000C, 0x2000, Raw(bytes(40)))}
+    return cdp | {
+        name: bytes(Ether(src=LAN_MAC, dst=BROADCAST) / packet) for name, packet in packets.items()
+    }
+
+
+@pytest.mark.parametrize("tag", [None, 0], ids=["untagged", "priority tag"])
+def test_what_the_lan_hides_from_nft_does_not_reach_a_guest_that_is_served(
+    lab: Lab, tag: int | None
+) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.plug()
+    lan, guest = lab.packets(lab.node, PORT), lab.packets(lab.guest, "eth0")
+    hidden, honest = (
+        {name: frame if tag is None else tagged(frame, tag) for name, frame in frames_of().items()}
+        for frames_of in (hidden_from_nft, like_hidden_ones)
+    )
+    for frame in [*hidden.values(), *honest.values()]:
+        lan.send(frame)
+    arrived = frames_until(guest, lan)
+    assert [name for name, frame in hidden.items() if frame in arrived] == []
+    assert [name for name, frame in honest.items() if frame not in arrived] == []
+
+
+LOOKS_LIKE_DHCP = {port: port.to_bytes(2) * 600 for port in (67, 68, 546, 547)}
+
+
+def later_fragments(source: str) -> dict[str, bytes]:
+    """Parts of large datagrams whose data, or whose flow label, are where a whole one has its ports."""
+    v4 = IP(src="10.1.0.9", dst="10.1.0.10", proto=17, frag=185)
+    part = IPv6ExtHdrFragment(nh=17, offset=181, m=0, id=7)
+    named: dict[str, Packet] = {}
+    for port, data in LOOKS_LIKE_DHCP.items():
+        named[f"IPv4 {port}"] = v4 / Raw(data)
+        named[f"IPv6 {port}"] = IPv6(src="fd99::9", dst="fd99::10") / part / Raw(data)
+        named[f"flow {port}"] = IPv6(src="fd99::9", dst="fd99::10", fl=0x40000 + port) / part / Raw(b"x")
+    return {name: bytes(Ether(src=source, dst=BROADCAST) / packet) for name, packet in named.items()}
+
+
+def first_fragments(source: str, ports: tuple[int, int]) -> dict[str, bytes]:
+    """What begins a datagram to these ports: of DHCP and of DHCPv6."""
+    v4 = IP(src="10.1.0.9", dst="10.1.0.10", flags="MF") / UDP(dport=ports[0])
+    v6 = IPv6(src="fd99::9", dst="fd99::10") / IPv6ExtHdrFragment(nh=17, m=1, id=7) / UDP(dport=ports[1])
+    named = {"DHCP": v4, "DHCPv6": v6}
+    return {
+        name: bytes(Ether(src=source, dst=BROADCAST) / packet / Raw(bytes(240)))
+        for name, packet in named.items()
+    }
+
+
+def test_only_a_datagrams_first_fragment_is_taken_for_dhcp(lab: Lab) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.plug()
+    lan, guest = lab.packets(lab.node, PORT), lab.packets(lab.guest, "eth0")
+    for mouth, ear, source, ports in (
+        (guest, lan, POD_MAC, (67, 547)),
+        (lan, guest, LAN_MAC, (68, 546)),
+    ):
+        honest, refused = later_fragments(source), first_fragments(source, ports)
+        for frame in [*honest.values(), *refused.values()]:
+            mouth.send(frame)
+        arrived = frames_until(ear, mouth)
+        assert [name for name, frame in honest.items() if frame not in arrived] == []
+        assert [name for name, frame in refused.items() if frame in arrived] == []
+
+
+@pytest.mark.parametrize("side", [V4, V6], ids=["IPv4", "IPv6"])
+def test_datagrams_arrive_whatever_is_in_them(lab: Lab, side: Side) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.plug(*ADDRESSES)
+    outside, inside = (
+        socket_in(sandbox, side.family, socket.SOCK_DGRAM) for sandbox in (lab.node, lab.guest)
+    )
+    for each, address in ((outside, side.outside), (inside, side.guest)):
+        lab.undo.callback(each.close)
+        each.bind((address, 7777))
+    lab.guest.run("ping", "-c", "1", "-w", "20", side.outside)
+    for sender, receiver, address in ((outside, inside, side.guest), (inside, outside, side.outside)):
+        for port in LOOKS_LIKE_DHCP:
+            data = port.to_bytes(2) * 4000
+            for _ in range(20):
+                sender.sendto(data, (address, 7777))
+                assert receiver.recv(9000) == data
+
+
 def is_guest_service(frame: bytes) -> bool:
-    """Whether it is of DHCP, DHCPv6, of router discovery, or about who the DHCP server is."""
+    """Whether it is of DHCP, DHCPv6, of router discovery, or about the DHCP server's address."""
     packet = Ether(frame)
     if UDP in packet:
         return bool({packet[UDP].sport, packet[UDP].dport} & {67, 68, 546, 547})
@@ -252,9 +407,12 @@ def test_what_the_agent_answers_the_lan_does_not_hear(lab: Lab) -> None:
     lab.plug()
     guest = lab.packets(lab.guest, "eth0")
     sent = from_guest([])
-    solicit = witness.dhcp6.DHCP6_Solicit(), witness.dhcp6.DHCP6OptClientId(duid=b"\0\4" + bytes(16))
-    sent["DHCP"] = witness.discover4(mac=POD_MAC)
-    sent["DHCPv6"] = witness.client6(*solicit, witness.dhcp6.DHCP6OptIA_NA(iaid=1), mac=POD_MAC)
+    solicit = (
+        scapy_packets.dhcp6.DHCP6_Solicit(),
+        scapy_packets.dhcp6.DHCP6OptClientId(duid=b"\0\4" + bytes(16)),
+    )
+    sent["DHCP"] = scapy_packets.discover4(mac=POD_MAC)
+    sent["DHCPv6"] = scapy_packets.client6(*solicit, scapy_packets.dhcp6.DHCP6OptIA_NA(iaid=1), mac=POD_MAC)
     guest.settimeout(PATIENCE)
     for name in ("DHCP", "ARP", "DHCPv6", "RS"):
         guest.send(sent[name])
@@ -263,7 +421,7 @@ def test_what_the_agent_answers_the_lan_does_not_hear(lab: Lab) -> None:
     assert [Ether(f).summary() for f in frames_until(lan, guest) if is_guest_service(f)] == []
 
 
-def test_a_family_that_nobody_here_serves_is_the_lans(lab: Lab) -> None:
+def test_a_family_without_guest_services_is_the_lans(lab: Lab) -> None:
     lab.pod.run("ip", "addr", "add", "10.1.0.5/24", "dev", "eth0")
     lab.pod.cni("ADD").ok()
     lab.plug()

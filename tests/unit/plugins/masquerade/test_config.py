@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnvnet.cni.errors import CNIError, InvalidConfig
-from cnvnet.guest.wishes import Wishes
+from cnvnet.guest.options import GuestOptions
+from cnvnet.plugins.binding.tap_options import TapOptions
 from cnvnet.plugins.masquerade.config import TCP, UDP, Config, PortRange, merged
-from cnvnet.vm.tap_options import TapOptions
-from tests.unit.plugins.masquerade.world import a_request
+from tests.unit.plugins.masquerade.masquerade_fake_pod import a_request
 
 
 def parse(args: str = "", /, **config: Any) -> Config:
@@ -31,8 +31,9 @@ def test_without_keys_the_defaults_are_kubevirts() -> None:
         hairpin=True,
         mtu=0,
         tap=TapOptions(),
+        claim=None,
         target=False,
-        guest=Wishes(),
+        guest=GuestOptions(),
         hostname="",
     )
 

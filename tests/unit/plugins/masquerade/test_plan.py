@@ -11,12 +11,12 @@ from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.result import DNS
 from cnvnet.kernel.links import CreateBridge, Link
 from cnvnet.kernel.routes import Route
+from cnvnet.kernel.sysctl import Setting
 from cnvnet.kernel.tap import CreateTap
 from cnvnet.plugins.masquerade import plan
 from cnvnet.plugins.masquerade.config import Config
-from cnvnet.plugins.masquerade.plan import Observed, Wanted
-from cnvnet.vm.sysctls import Setting
-from tests.unit.plugins.masquerade.world import a_request
+from cnvnet.plugins.masquerade.plan import MasqueradePlan, Observed
+from tests.unit.plugins.masquerade.masquerade_fake_pod import a_request
 
 
 def observed(
@@ -26,7 +26,7 @@ def observed(
     return Observed(link, tuple(map(ip_interface, addresses)), advertised)
 
 
-def wanted(seen: Observed, /, **keys: Any) -> Wanted:
+def wanted(seen: Observed, /, **keys: Any) -> MasqueradePlan:
     return plan.plan(Config.parse(a_request(keys)), seen)
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_the_pod_is_refused(seen: Observed, keys: dict[str, An
         wanted(seen, **keys)
 
 
-def test_a_single_address_among_the_guests_is_in_nobodys_way() -> None:
+def test_a_single_address_among_the_guests_is_accepted() -> None:
     assert wanted(observed("10.0.2.77/32")).tables == ("ip",)
 
 
@@ -103,7 +103,7 @@ def test_an_ipv4_pod_gets_the_sysctls_of_ipv4_only() -> None:
 
 def test_an_ipv6_pod_gets_the_sysctls_of_ipv6_only() -> None:
     found = wanted(observed("fd99::5/64", advertised=("eth0",)))
-    # The routes a router told are kept before the pod becomes one.
+    # The routes of a router's advertisements are kept before the pod becomes one.
     assert found.global_[-3:] == (
         Setting("net/ipv6/conf/eth0/accept_ra", "2"),
         Setting("net/ipv6/conf/all/forwarding", "1"),
@@ -120,7 +120,7 @@ def test_a_default_route_that_went_all_the_same_comes_back_to_stay() -> None:
     assert plan.default_routes([default, Route(ip_network("0.0.0.0/0"), 2)]) == (default,)
 
 
-def test_the_guest_is_told_where_it_is() -> None:
+def test_the_guest_learns_where_it_is() -> None:
     config = Config.parse(a_request({"args": {"cni": {"vm": {"name": "vm1"}}}}))
     found = plan.plan(config, observed("10.244.0.5/24", "fd99::5/64", mtu=1400))
     settings = plan.guest_settings(config, found, DNS(nameservers=("10.96.0.10",)))
@@ -132,3 +132,20 @@ def test_the_guest_is_told_where_it_is() -> None:
     assert (str(settings.v4.address), str(settings.v4.gateway)) == ("10.0.2.2/24", "10.0.2.1")
     # The link-local address that the kernel gives the bridge by its MAC.
     assert (str(settings.v6.address), str(settings.v6.router)) == ("fd10:0:2::2/120", "fe80::ff:fe00:0")
+
+
+def test_an_mtu_of_the_default_route_is_its_familys() -> None:
+    config = Config.parse(a_request({}))
+    routes = (
+        Route(ip_network("0.0.0.0/0"), 2, ip_address("10.244.0.1"), mtu=1450),
+        Route(ip_network("::/0"), 2, ip_address("fd99::1"), mtu=1400),
+    )
+    both = observed("10.244.0.5/24", "fd99::5/64")._replace(routes=routes)
+    found = plan.plan(config, both)
+    settings = plan.guest_settings(config, found, DNS())
+    assert (found.mtu, found.bridge.mtu, settings.ipv4_mtu, settings.ipv6_mtu) == (1450, 1450, 1450, 1400)
+    # The tap is large enough for both.
+    only6 = plan.plan(config, both._replace(routes=routes[1:]))
+    settings = plan.guest_settings(config, only6, DNS())
+    assert (only6.mtu, settings.ipv4_mtu, settings.ipv6_mtu) == (1500, 1500, 1400)
+    assert wanted(both, mtu=1420).mtu == 1420

@@ -11,20 +11,19 @@ from typing import Any
 
 import pytest
 
-from cnvnet.attachments import AttachmentFiles
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.result import IP, Interface, Result, render
 from cnvnet.guest import settings_json
 from cnvnet.kernel import tap
 from cnvnet.kernel.addresses import AddAddress, DeleteAddress
 from cnvnet.kernel.links import ChangeLink
-from cnvnet.kernel.routes import AddRoute, DeleteRoute, Route
+from cnvnet.kernel.routes import AddRoute, Route
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.masquerade import ruleset
-from cnvnet.plugins.masquerade.plugin import Masquerade
-from tests.unit.plugins.binding_world import ADDRESSES, POD, kill_adds, kill_deletes, refuse_adds
-from tests.unit.plugins.masquerade.world import FULL, World
-from tests.unit.plugins.mortal import MortalKernel
+from cnvnet.plugins.masquerade.plugin import load
+from tests.unit.plugins.fake_pod import ADDRESSES, POD, kill_adds, kill_deletes, refuse_adds
+from tests.unit.plugins.killing_kernel import KillingKernel
+from tests.unit.plugins.masquerade.masquerade_fake_pod import FULL, World
 
 CHAINED = Result(
     (Interface("br0"), Interface("eth0", sandbox=POD)), (IP(ip_interface(ADDRESSES[0]), None, 1),)
@@ -90,11 +89,11 @@ def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("then", ["delete", "add", "gc"])
 def test_a_kill_at_any_step_is_repaired_by_the_next_call(tmp_path: Path, then: str) -> None:
-    assert kill_adds(lambda step: World(tmp_path / str(step), MortalKernel(), **FULL), then) > 20
+    assert kill_adds(lambda step: World(tmp_path / str(step), KillingKernel(), **FULL), then) > 20
 
 
 def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    assert kill_deletes(lambda step: World(tmp_path / str(step), MortalKernel(), **FULL)) > 5
+    assert kill_deletes(lambda step: World(tmp_path / str(step), KillingKernel(), **FULL)) > 5
 
 
 def test_a_del_that_is_refused_something_does_the_rest_and_says_so(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_without_a_record_the_links_tell_whose_they_are(tmp_path: Path) -> None:
     assert world.nft.tables == {}
 
 
-def test_with_a_record_nobody_can_read_the_links_tell_whose_they_are(tmp_path: Path) -> None:
+def test_with_an_unreadable_record_the_links_tell_their_owner(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.add()
     (path,) = (world.rundir / "attachments").iterdir()
@@ -195,7 +194,7 @@ def test_a_pod_has_one_masqueraded_interface(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["k6t-eth0", "tap0"])
-def test_links_of_somebody_else_stay(tmp_path: Path, name: str) -> None:
+def test_foreign_links_stay(tmp_path: Path, name: str) -> None:
     world = World(tmp_path)
     world.pod.add_link(name, "dummy")
     before = world.snapshot()
@@ -245,14 +244,15 @@ def test_the_default_route_of_an_ipv6_pod_survives(tmp_path: Path, accept_ra: st
 def _advertise(world: World) -> None:
     (default,) = (route for route in world.pod.routes if route.dst.prefixlen == 0)
     with world.kernel.netns(POD) as netns, world.kernel.stack(netns) as stack:
-        told = default._replace(gw=ip_interface("fe80::1/64").ip, protocol=9)
-        stack.apply(DeleteRoute(default), AddRoute(Route(*told)))
+        learned = default._replace(gw=ip_interface("fe80::1/64").ip, protocol=9)
+        world.pod.delete_route(default)
+        stack.apply(AddRoute(Route(*learned)))
 
 
 # guest services
 
 
-def test_the_record_says_what_the_guest_is_to_be_told(tmp_path: Path) -> None:
+def test_the_record_has_the_guests_settings(tmp_path: Path) -> None:
     world = World(tmp_path, **FULL)
     world.add()
     (record,) = world.records
@@ -355,10 +355,10 @@ HARM: dict[str, tuple[Callable[[Stack, World], None], str]] = {
     ),
     "order": (
         _harm_order,
-        "table ip .*, chain prerouting: rules that nobody asked for, or in another order",
+        "table ip .*, chain prerouting: rules that .*, or in another order",
     ),
     "element": (_harm_element, "table ip6 cnv_masquerade: 17 . 53 is missing in set listed"),
-    "record": (_harm_record, "the record of net1 does not say what the guest is to be told"),
+    "record": (_harm_record, "the record of net1 has no settings for the guest"),
 }
 
 
@@ -411,7 +411,7 @@ def test_status_is_code_50_where_no_record_can_be_written(tmp_path: Path) -> Non
     world.plugin.status(world.request())
     file = tmp_path / "file"
     file.touch()
-    plugin = Masquerade(world.kernel, AttachmentFiles(str(file)), {})
+    plugin = load({"CNVNET_RUNDIR": str(file)}, world.kernel)
     with pytest.raises(CNIError, match="cannot be written") as caught:
         plugin.status(world.request())
     assert caught.value.code == 50
@@ -428,5 +428,5 @@ def test_status_says_that_there_can_be_no_tap(tmp_path: Path, monkeypatch: pytes
 def test_status_says_that_selinux_does_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap, "_SELINUX", str(tmp_path / "none"))
     world = World(tmp_path, selinuxContext="system_u:system_r:container_t:s0")
-    with pytest.raises(CNIError, match="SELinux does not run here"):
+    with pytest.raises(CNIError, match="SELinux does not run on this node"):
         world.plugin.status(world.request())

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from cnvnet.plugins.binding import ruleset
+from cnvnet.plugins.binding.ruleset import Ruleset
 from cnvnet.plugins.masquerade.config import Config
 from cnvnet.plugins.masquerade.plan import Observed, plan
 from cnvnet.plugins.masquerade.ruleset import table as table_of
-from cnvnet.vm import ruleset
-from cnvnet.vm.ruleset import Ruleset
+from tests.unit.plugins.masquerade.masquerade_fake_pod import a_request
 from tests.unit.plugins.masquerade.test_plan import observed
-from tests.unit.plugins.masquerade.world import a_request
 
 DATA = Path(__file__).parents[3] / "data"
 LISTED: dict[str, Any] = {

@@ -10,13 +10,14 @@ import pytest
 
 from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.neighbours import Neighbour
-from cnvnet.kernel.routes import PROTOCOL_BOOT, Route
+from cnvnet.kernel.routes import Route
+from cnvnet.kernel.rtnetlink import PROTOCOL_BOOT
 from cnvnet.kernel.snapshots import Snapshot
 from cnvnet.plugins.vm_bridge import old_record, original
 from cnvnet.plugins.vm_bridge.original import Original
 
 SNAPSHOT = Snapshot(17, (b"a", b"b"), (b"c",), (b"d",), (b"e",), (b"d",), (b"f",))
-WAS = Original(2, "eth0", "0a:00:00:00:00:05", 1450, True, "mine", "0", "1300", SNAPSHOT)
+WAS = Original(2, "eth0", "0a:00:00:00:00:05", 1450, True, "uplink", "0", "1300", SNAPSHOT)
 # As version 0.1's first commits wrote it.
 OLD: dict[str, Any] = {
     "ifindex": 2,
@@ -108,4 +109,8 @@ def test_an_older_record_is_understood() -> None:
         Route(ip_network("0.0.0.0/0"), 2, gw, 254, 50, 0, 1300, 0, False, PROTOCOL_BOOT, src),
     )
     assert known.neighbours == (Neighbour(2, ip_address("10.1.0.9"), "02:00:00:00:00:09"),)
-    assert was.bare == old_record.bare(OLD) == (ip_network("10.1.0.0/24"),)
+    assert (
+        was.missing_connected_routes
+        == old_record.missing_connected_routes(OLD)
+        == (ip_network("10.1.0.0/24"),)
+    )

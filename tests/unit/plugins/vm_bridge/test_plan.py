@@ -1,4 +1,4 @@
-"""What the guest is told."""
+"""The settings that the guest is given."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from cnvnet.guest.settings import Settings
 from cnvnet.kernel.addresses import Address
 from cnvnet.kernel.links import Link
 from cnvnet.kernel.neighbours import Neighbour
-from cnvnet.kernel.routes import PROTOCOL_RA, Route
+from cnvnet.kernel.routes import Route
+from cnvnet.kernel.rtnetlink import PROTOCOL_RA
 from cnvnet.plugins.vm_bridge import plan
 from cnvnet.plugins.vm_bridge.config import Config
-from cnvnet.plugins.vm_bridge.original import Known
-from tests.unit.plugins.vm_bridge.world import a_request
+from cnvnet.plugins.vm_bridge.original import KnownNetwork
+from tests.unit.plugins.vm_bridge.vm_bridge_fake_pod import a_request
 
 MAC, ROUTER = "0a:00:00:00:00:05", "0a:00:00:00:00:01"
 DEFAULT4, DEFAULT6 = ip_network("0.0.0.0/0"), ip_network("::/0")
-BOTH = Known(
+BOTH = KnownNetwork(
     "eth0",
     MAC,
     1450,
     addresses=(Address(2, ip_interface("10.1.0.5/24")), Address(2, ip_interface("fd99::5/64"))),
     routes=(Route(DEFAULT4, 2, ip_address("10.1.0.1")), Route(DEFAULT6, 2, ip_address("fd99::1"))),
 )
-AWS = Known(
+AWS = KnownNetwork(
     "eth0",
     MAC,
     9001,
@@ -46,14 +47,16 @@ AWS = Known(
 )
 
 
-def told(pod: Known, router_mac: str = "", taken: tuple[str, ...] = (), **keys: Any) -> Settings | None:
+def planned_settings(
+    pod: KnownNetwork, router_mac: str = "", taken: tuple[str, ...] = (), **keys: Any
+) -> Settings | None:
     config = Config.parse(a_request(keys))
     addresses = map(ip_address, taken)
     return plan.plan(config, pod, taken=addresses, router_mac=router_mac, dns=DNS()).served
 
 
 def test_a_next_hop_known_by_a_permanent_entry_is_answered_for() -> None:
-    settings = told(AWS)
+    settings = planned_settings(AWS)
     assert settings is not None
     assert settings.v4 is not None
     assert settings.v6 is not None
@@ -63,7 +66,7 @@ def test_a_next_hop_known_by_a_permanent_entry_is_answered_for() -> None:
 
 
 def test_a_link_local_router_is_asked_by_the_guest() -> None:
-    settings = told(AWS._replace(neighbours=()))
+    settings = planned_settings(AWS._replace(neighbours=()))
     assert settings is not None
     assert settings.v6 is not None
     assert (settings.v6.router, settings.v6.router_mac) == (ip_address("fe80::1"), "")
@@ -72,48 +75,63 @@ def test_a_link_local_router_is_asked_by_the_guest() -> None:
 
 def test_a_router_known_by_a_global_address_is_announced_by_what_its_mac_makes() -> None:
     assert plan.unknown_router(BOTH) == ip_address("fd99::1")
-    settings = told(BOTH, ROUTER)
+    settings = planned_settings(BOTH, ROUTER)
     assert settings is not None
     assert settings.v6 is not None
     assert (settings.v6.router, settings.v6.router_mac) == (ip_address("fe80::800:ff:fe00:1"), ROUTER)
 
 
 def test_a_router_that_does_not_answer_is_not_announced() -> None:
-    settings = told(BOTH)
+    settings = planned_settings(BOTH)
     assert settings is not None
     assert settings.v6 is not None
     assert settings.v6.default_route is False
 
 
 def test_a_router_that_was_heard_of_is_announced() -> None:
-    heard = (Route(DEFAULT6, 2, ip_address("fe80::9"), protocol=PROTOCOL_RA),)
-    settings = told(BOTH._replace(routes=BOTH.routes[:1], heard=heard))
+    ra_routes = (Route(DEFAULT6, 2, ip_address("fe80::9"), protocol=PROTOCOL_RA),)
+    settings = planned_settings(BOTH._replace(routes=BOTH.routes[:1], ra_routes=ra_routes))
     assert settings is not None
     assert settings.v6 is not None
     assert settings.v6.router == ip_address("fe80::9")
 
 
 def test_the_server_has_an_address_of_its_own() -> None:
-    settings = told(BOTH, taken=("169.254.75.10",))
+    settings = planned_settings(BOTH, taken=("169.254.75.10",))
     assert settings is not None
     assert settings.v4 is not None
     assert settings.v4.server == ip_address("169.254.75.11")
 
 
 @pytest.mark.parametrize("keys", [{"lanDHCP": True}, {"guestServices": {"enabled": False}}], ids=str)
-def test_nothing_is_told_where_nobody_serves(keys: dict[str, Any]) -> None:
-    assert told(BOTH, **keys) is None
+def test_nothing_is_configured_where_the_guest_is_not_served(keys: dict[str, Any]) -> None:
+    assert planned_settings(BOTH, **keys) is None
 
 
 def test_the_lan_and_we_exclude_each_other() -> None:
     with pytest.raises(InvalidConfig, match="lanDHCP: the LAN tells the guest everything"):
-        told(BOTH, lanDHCP=True, guestServices={})
+        planned_settings(BOTH, lanDHCP=True, guestServices={})
 
 
 def test_a_small_mtu_is_not_for_ipv6() -> None:
-    settings = told(BOTH._replace(mtu=1200))
+    settings = planned_settings(BOTH._replace(mtu=1200))
     assert settings is not None
     assert settings.v6 is None
+
+
+@pytest.mark.parametrize(
+    ("mtu4", "mtu6", "tap", "told4", "told6"),
+    [(0, 0, 1450, 1450, 1450), (1400, 1300, 1400, 1400, 1300), (1300, 0, 1450, 1300, 1450)],
+)
+def test_an_mtu_of_the_default_route_is_its_familys(
+    mtu4: int, mtu6: int, tap: int, told4: int, told6: int
+) -> None:
+    ipv4, ipv6 = BOTH.routes
+    pod = BOTH._replace(routes=(ipv4._replace(mtu=mtu4), ipv6._replace(mtu=mtu6)))
+    wanted = plan.plan(Config.parse(a_request({})), pod, taken=(), router_mac=ROUTER, dns=DNS())
+    assert (wanted.mtu, wanted.bridge.mtu) == (tap, tap)
+    assert wanted.served is not None
+    assert (wanted.served.mtu, wanted.served.ipv4_mtu, wanted.served.ipv6_mtu) == (tap, told4, told6)
 
 
 @pytest.mark.parametrize("kind", ["macvlan", "macvtap", "ipvlan", "ipvtap"])

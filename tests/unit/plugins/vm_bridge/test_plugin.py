@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
-from cnvnet.kernel.fake import FakeKernel
-from tests.unit.plugins.binding_world import kill_adds, kill_deletes, refuse_adds
-from tests.unit.plugins.mortal import MortalKernel
-from tests.unit.plugins.vm_bridge.world import World
+from tests.fakes.kernel import FakeKernel
+from tests.unit.plugins.fake_pod import kill_adds, kill_deletes, refuse_adds
+from tests.unit.plugins.killing_kernel import KillingKernel
+from tests.unit.plugins.vm_bridge.vm_bridge_fake_pod import World
 
 DUMMIES = pytest.mark.parametrize("dummies", [True, False], ids=["dummy", "no dummy"])
 
@@ -23,9 +23,9 @@ def test_del_leaves_the_pod_as_it_was(tmp_path: Path, dummies: bool) -> None:
     before = world.snapshot()
     world.add()
     assert sorted(world.links) == ["eth0", "eth0-nic", "k6t-eth0", "lo", "tap0"]
-    stand_in = world.pod.by_name("eth0")
-    assert stand_in is not None
-    assert (stand_in.kind, stand_in.up) == ("dummy" if dummies else "bridge", False)
+    placeholder_link = world.pod.by_name("eth0")
+    assert placeholder_link is not None
+    assert (placeholder_link.kind, placeholder_link.up) == ("dummy" if dummies else "bridge", False)
     world.check()
     world.delete()
     assert world.snapshot() == before
@@ -40,18 +40,18 @@ def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> 
 @DUMMIES
 @pytest.mark.parametrize("then", ["delete", "add", "gc"])
 def test_a_kill_at_any_step_is_repaired_by_the_next_call(tmp_path: Path, then: str, dummies: bool) -> None:
-    assert kill_adds(lambda step: World(tmp_path / str(step), MortalKernel(dummies=dummies)), then) > 20
+    assert kill_adds(lambda step: World(tmp_path / str(step), KillingKernel(dummies=dummies)), then) > 20
 
 
 @pytest.mark.parametrize("required", [True, False])
 def test_a_gateway_that_never_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], required: bool
 ) -> None:
-    monkeypatch.setattr("cnvnet.plugins.vm_bridge.addition._SECONDS", 0)
+    monkeypatch.setattr("cnvnet.plugins.vm_bridge.add._SECONDS", 0)
     keys: dict[str, Any] = {}
     if required:
         # No agent is asked.
-        monkeypatch.setattr("cnvnet.guest.provider.ensure", Mock())
+        monkeypatch.setattr("cnvnet.launch.guest_client.ensure_agent", Mock())
         keys = {"guestServices": {}}
     world = World(tmp_path, FakeKernel(), **keys)
     world.pod.reachable.clear()
@@ -69,4 +69,4 @@ def test_a_gateway_that_never_answers(
 
 
 def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    assert kill_deletes(lambda step: World(tmp_path / str(step), MortalKernel())) > 10
+    assert kill_deletes(lambda step: World(tmp_path / str(step), KillingKernel())) > 10

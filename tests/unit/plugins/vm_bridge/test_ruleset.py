@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cnvnet.guest.settings import V4, V6, Neighbour, Settings
+from cnvnet.guest.settings import V4, V6, GuestNeighbour, Settings
+from cnvnet.plugins.binding import ruleset as vm_ruleset
 from cnvnet.plugins.vm_bridge import ruleset
 from cnvnet.vm import names
-from cnvnet.vm import ruleset as vm_ruleset
 
 DATA = Path(__file__).parents[3] / "data"
 NEXT_HOP = IPv4Address("169.254.1.1")
@@ -21,7 +21,7 @@ BOTH = Settings(
     mtu=1500,
     v4=V4_SERVED,
     v6=V6_SERVED,
-    neighbours=(Neighbour(NEXT_HOP, "0a:00:00:00:00:01"),),
+    neighbours=(GuestNeighbour(NEXT_HOP, "0a:00:00:00:00:01"),),
 )
 CASES: dict[str, tuple[str, Settings | None]] = {
     "guest_both": ("eth0", BOTH),

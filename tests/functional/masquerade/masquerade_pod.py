@@ -26,7 +26,7 @@ TAP_NO_PI = 0x0002 | 0x1000
 MULTI_QUEUE = 0x0100
 GUEST_MAC = "02:00:00:00:00:22"
 BRIDGE_MAC = "02:00:00:00:00:00"
-# Longer than any answer takes on a busy machine: whoever waits this long is not going to get one.
+# Longer than any answer takes on a busy machine: one that has not come by then is not going to.
 PATIENCE = 20.0
 
 
@@ -150,6 +150,11 @@ class Lab:
         """The guest runs in this pod from now on."""
         self.unplug()
         self._wire.append(Wire(self._open(pod, tap), self._guest_tap))
+        deadline = time.monotonic() + PATIENCE
+        # A port forwards once the kernel has taken note of its carrier; until then raw frames are lost.
+        while not _forwards(pod, tap):
+            assert time.monotonic() < deadline, f"{tap} gets no carrier"
+            time.sleep(0.02)
 
     def unplug(self) -> None:
         while self._wire:
@@ -187,7 +192,7 @@ class Lab:
         return GUEST_MAC
 
     def gateway(self, pod: Sandbox, side: Side) -> str:
-        """Whom the guest sees behind a hairpin: the kernel chooses among the addresses of the bridge."""
+        """The peer that the guest sees behind a hairpin: the kernel picks one of the bridge's addresses."""
         return side.gateway
 
     def _open(self, sandbox: Sandbox, name: str) -> int:
@@ -224,7 +229,7 @@ def socket_in(sandbox: Sandbox, family: int, kind: int) -> socket.socket:
 
 
 class Answer(NamedTuple):
-    """Who took a connection, and whom that one saw as its peer."""
+    """The listener that took a connection, and the address that it saw as its peer."""
 
     by: str
     peer: str
@@ -243,11 +248,11 @@ def who_answers(caller: Sandbox, side: Side, host: str, port: int, **listeners: 
                 taken, peer = listener.accept()
                 taken.close()
                 return Answer(name, peer[0])
-    return Answer("nobody", "")
+    return Answer("none", "")
 
 
 def who_hears(caller: Sandbox, side: Side, host: str, port: int, **bound: socket.socket) -> Answer:
-    """A UDP datagram to `host`, answered by whoever heard it; the answer comes from where it was sent to."""
+    """A UDP datagram to `host`, answered by its receiver; the answer comes from where it was sent to."""
     with socket_in(caller, side.family, socket.SOCK_DGRAM) as client:
         client.connect((host, port))
         client.send(b"hello")
@@ -259,7 +264,7 @@ def who_hears(caller: Sandbox, side: Side, host: str, port: int, **bound: socket
                 each.sendto(b"and to you", peer)
                 assert client.recv(2000) == b"and to you"
                 return Answer(name, peer[0])
-    return Answer("nobody", "")
+    return Answer("none", "")
 
 
 def echoes(sandbox: Sandbox, side: Side) -> int:
@@ -276,8 +281,15 @@ def echoes(sandbox: Sandbox, side: Side) -> int:
 
 def frames(ear: socket.socket, last: bytes) -> Iterator[bytes]:
     """What is heard before the frame that ends with `last`."""
-    while not (heard := ear.recv(70000)).endswith(last):
-        yield heard
+    while not (frame := ear.recv(70000)).endswith(last):
+        yield frame
+
+
+def _forwards(pod: Sandbox, tap: str) -> bool:
+    """Whether the bridge passes on what comes from the tap; one that was set down never will."""
+    link = pod.link(tap)
+    assert link is not None
+    return link["operstate"] == "UP" or "UP" not in link["flags"]
 
 
 def _length(side: Side) -> int:

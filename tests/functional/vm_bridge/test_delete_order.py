@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.functional.masquerade.test_calls import lower
-from tests.functional.vm_bridge.lab import difference, snapshot
 from tests.functional.vm_bridge.test_calls import records
+from tests.functional.vm_bridge.vm_bridge_pod import difference, snapshot
 from tests.harness import Node
 
 

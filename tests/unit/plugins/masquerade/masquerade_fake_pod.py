@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnvnet.cni.request import Request
-from cnvnet.plugins.masquerade.plugin import Masquerade
-from tests.unit.plugins.binding_world import BindingWorld, request_in
+from cnvnet.plugins.commands import BindingCommands
+from cnvnet.plugins.masquerade import plugin
+from tests.unit.plugins.fake_pod import BindingWorld, request_in
 
 NETWORK = "masq"
 FULL: dict[str, Any] = {
@@ -27,5 +28,7 @@ def a_request(config: Mapping[str, Any], **changes: Any) -> Request:
 class World(BindingWorld):
     """One pod; `add`, `delete` and the others are calls of the plugin with the keys given."""
 
-    binding = Masquerade
     network = NETWORK
+
+    def load(self, env: Mapping[str, str]) -> BindingCommands[Any]:
+        return plugin.load(env, self.kernel)

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.functional.masquerade.lab import PATIENCE, Wire, open_tap, socket_in
+from tests.functional.masquerade.masquerade_pod import PATIENCE, Wire, open_tap, socket_in
 from tests.functional.masquerade.test_calls import snapshot as whole
 from tests.harness import Node, Outcome, Sandbox, a_node
 
@@ -77,11 +77,11 @@ class Lab:
         self.pod.run("ip", "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link")
         self.pod.run("ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0")
         if permanent:
-            for who, address, mac, dev in (
+            for sandbox, address, mac, dev in (
                 (self.pod, "169.254.1.1", LAN_MAC, "eth0"),
                 (self.node, "10.9.0.5", POD_MAC, PORT),
             ):
-                who.run("ip", "neigh", "add", address, "lladdr", mac, "dev", dev, "nud", "permanent")
+                sandbox.run("ip", "neigh", "add", address, "lladdr", mac, "dev", dev, "nud", "permanent")
             return
         self.node.run("ip", "link", "add", "uplink", "type", "bridge")
         self.node.run("ip", "link", "set", "uplink", "up")
@@ -96,20 +96,25 @@ class Lab:
 
     def plug(self, *configuration: str) -> None:
         """The guest runs; `configuration` are `ip` commands inside it, without their "ip"."""
-        mine = open_tap(self.guest, "eth0")
-        self.undo.callback(os.close, mine)
+        guest_tap = open_tap(self.guest, "eth0")
+        self.undo.callback(os.close, guest_tap)
         self.guest.run("ip", "link", "set", "eth0", "address", POD_MAC)
         theirs = open_tap(self.pod, "tap0")
         self.undo.callback(os.close, theirs)
-        self.undo.callback(Wire(mine, theirs).cut)
+        self.undo.callback(Wire(guest_tap, theirs).cut)
         self.guest.run("ip", "link", "set", "eth0", "up")
         deadline = time.monotonic() + PATIENCE
-        # A port forwards once the kernel has taken note of its carrier.
-        while (self.pod.link("tap0") or {})["operstate"] != "UP":
+        while not self._forwards():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         for command in configuration:
             self.guest.run("ip", *command.split())
+
+    def _forwards(self) -> bool:
+        """Whether frames pass: a port forwards once the kernel knows of its carrier, at either end."""
+        links = self.pod.links()
+        ports = [link for link in links.values() if "master" in link]
+        return links["tap0"]["operstate"] == "UP" and all(port["operstate"] == "UP" for port in ports)
 
     def packets(self, sandbox: Sandbox, ifname: str) -> socket.socket:
         """A raw socket on a link, for frames in and out."""
@@ -139,17 +144,20 @@ def snapshot(pod: Sandbox) -> dict[str, Any]:
         found[f"nexthops {family}"] = _lasting(pod.run("ip", "-d", family, "nexthop").stdout)
         shown = pod.run("ip", "-d", family, "neigh", "show", "nud", "all").stdout
         shown += pod.run("ip", "-d", family, "neigh", "show", "proxy").stdout
-        found[f"neighbours {family}"] = sorted(filter(_BY_HAND.search, shown.splitlines()))
+        static = filter(_STATIC.search, shown.splitlines())
+        found[f"neighbours {family}"] = sorted(_AGEING.sub("", line) for line in static)
     del found["routes"]
     for what in ("maddr", "token"):
         found[what] = sorted(pod.run("ip", what).stdout.splitlines())
     return found
 
 
+# The states that a neighbour which is no permanent one goes through by itself.
+_AGEING: Final = re.compile(r" (REACHABLE|STALE|DELAY|PROBE)\b")
 # What the kernel notes a while after it is so, and how much time is left.
 _MOMENTARY: Final = re.compile(r" (tentative|linkdown|dead)\b|(?<=[a-z] )\d+sec\b")
 # The kernel has entries without ARP for groups.
-_BY_HAND: Final = re.compile(r"PERMANENT|extern_learn|managed|proxy|lladdr 02:.*NOARP")
+_STATIC: Final = re.compile(r"PERMANENT|extern_learn|managed|proxy|lladdr 02:.*NOARP")
 
 
 def _lasting(shown: str) -> list[str]:
@@ -178,7 +186,7 @@ def difference(pod: Sandbox, before: dict[str, Any]) -> str:
 
 
 def settle(lab: Lab) -> None:
-    """Until the kernel has found that its own addresses are nobody else's, and has their routes."""
+    """Until the kernel has ended duplicate detection of its own addresses, and has their routes."""
     for each, name in ((lab.pod, "eth0"), (lab.node, PORT)):
         while not _settled(each, name):
             time.sleep(0.02)
@@ -192,8 +200,8 @@ def _settled(sandbox: Sandbox, name: str) -> bool:
     off = sandbox.run("sysctl", "-n", f"net.ipv6.conf.{name}.disable_ipv6").stdout.strip() == "1"
     shown = sandbox.run("ip", "-6", "-o", "addr", "show", "scope", "link", "dev", name).stdout.splitlines()
     local = sandbox.run("ip", "-6", "route", "show", "table", "local").stdout
-    there = all("tentative" not in line and line.split()[3].split("/")[0] in local for line in shown)
-    return link["operstate"] == "UP" and there and (off or bool(shown))
+    settled = all("tentative" not in line and line.split()[3].split("/")[0] in local for line in shown)
+    return link["operstate"] == "UP" and settled and (off or bool(shown))
 
 
 def frames(ear: socket.socket, last: bytes) -> Iterator[bytes]:

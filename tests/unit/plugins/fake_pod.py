@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cnvnet.attachments import AttachmentFiles
+from cnvnet.attachment.files import AttachmentFiles
 from cnvnet.cni.errors import CNIError
+from cnvnet.cni.fields import Fields
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, render
 from cnvnet.kernel.addresses import AddAddress
-from cnvnet.kernel.fake import FakeKernel
-from cnvnet.kernel.fake_namespace import FakeNamespace
 from cnvnet.kernel.netns import LostNamespace
-from cnvnet.kernel.nft_fake import FakeNft
 from cnvnet.kernel.routes import AddRoute, Route
-from cnvnet.plugins.binding import Binding
-from tests.unit.plugins.mortal import MortalKernel
+from cnvnet.plugins.commands import BindingCommands
+from tests.fakes.kernel import FakeKernel
+from tests.fakes.namespace import FakeNamespace
+from tests.fakes.nft import FakeNft
+from tests.unit.plugins.killing_kernel import KillingKernel
 
 POD = "/run/netns/pod"
 ADDRESSES = ("10.244.0.5/24", "fd99::5/64")
@@ -35,7 +37,7 @@ def request_in(network: str, config: Mapping[str, Any], **changes: Any) -> Reque
         args="",
         path="",
         env={},
-        config={"name": network, **config},
+        fields=Fields({"name": network, **config}),
         raw=b"",
         cni_version="1.1.0",
         name=network,
@@ -43,10 +45,9 @@ def request_in(network: str, config: Mapping[str, Any], **changes: Any) -> Reque
     return request._replace(**changes)
 
 
-class BindingWorld:
-    """One pod; `add`, `delete` and the others are calls of `binding` with the keys given."""
+class BindingWorld(ABC):
+    """One pod; `add`, `delete` and the others are calls of the plugin with the keys given."""
 
-    binding: ClassVar[type[Binding[Any]]]
     network: ClassVar[str]
 
     def __init__(
@@ -61,7 +62,7 @@ class BindingWorld:
         self.keys = keys
         self.rundir = folder / "run"
         self.attachments = AttachmentFiles(str(self.rundir))
-        self.plugin = self.binding(self.kernel, self.attachments, {"CNVNET_RUNDIR": str(self.rundir)})
+        self.plugin = self.load({"CNVNET_RUNDIR": str(self.rundir)})
         link = self.pod.add_link("eth0", "veth")
         self.pod.set_up(link)
         for address in addresses:
@@ -72,8 +73,12 @@ class BindingWorld:
         self.furnish(link.ifindex, addresses)
         self.pod.finish_detection()
 
-    def furnish(self, ifindex: int, addresses: tuple[str, ...]) -> None:
-        """Puts more into the pod before anybody looks at it."""
+    @abstractmethod
+    def load(self, env: Mapping[str, str]) -> BindingCommands[Any]:
+        """The plugin in this kernel."""
+
+    def furnish(self, ifindex: int, addresses: tuple[str, ...]) -> None:  # noqa: B027 -- most pods need no more
+        """Puts more into the pod before the plugin looks at it."""
 
     def request(self, **changes: Any) -> Request:
         return request_in(self.network, {**self.keys, **changes.pop("config", {})}, **changes)
@@ -155,7 +160,7 @@ def kill_adds(make: MakeWorld, then: str) -> int:
     while True:
         world = make(steps)
         before = world.snapshot()
-        mortal(world).deadly = world.kernel.steps + steps + 1
+        killing_kernel(world).kill_at = world.kernel.steps + steps + 1
         try:
             world.add()
         except LostNamespace:
@@ -179,7 +184,7 @@ def kill_deletes(make: MakeWorld) -> int:
         world = make(steps)
         before = world.snapshot()
         world.add()
-        mortal(world).deadly = world.kernel.steps + steps + 1
+        killing_kernel(world).kill_at = world.kernel.steps + steps + 1
         try:
             world.delete()
         except LostNamespace:
@@ -190,6 +195,6 @@ def kill_deletes(make: MakeWorld) -> int:
         steps += 1
 
 
-def mortal(world: BindingWorld) -> MortalKernel:
-    assert isinstance(world.kernel, MortalKernel)
+def killing_kernel(world: BindingWorld) -> KillingKernel:
+    assert isinstance(world.kernel, KillingKernel)
     return world.kernel

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from cnvnet.kernel.fake import FakeKernel
 from cnvnet.kernel.netns import LostNamespace
+from tests.fakes.kernel import FakeKernel
 
 
-class MortalKernel(FakeKernel):
-    """A kernel whose caller is killed instead of doing its `deadly`th change: nobody cleans up after it."""
+class KillingKernel(FakeKernel):
+    """A kernel whose caller is killed at its change number `kill_at`, and cleans nothing up."""
 
-    deadly = 0
+    kill_at = 0
 
     def step(self) -> None:
         super().step()
-        if self.steps == self.deadly:
+        if self.steps == self.kill_at:
             raise LostNamespace("killed")

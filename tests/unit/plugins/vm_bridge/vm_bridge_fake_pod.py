@@ -9,8 +9,9 @@ from typing import Any
 from cnvnet.cni.request import Request
 from cnvnet.kernel.neighbours import Neighbour
 from cnvnet.kernel.routes import AddRoute, Route
-from cnvnet.plugins.vm_bridge.plugin import VMBridge
-from tests.unit.plugins.binding_world import BindingWorld, request_in
+from cnvnet.plugins.commands import BindingCommands
+from cnvnet.plugins.vm_bridge import plugin
+from tests.unit.plugins.fake_pod import BindingWorld, request_in
 
 NETWORK = "wire"
 
@@ -23,8 +24,10 @@ def a_request(config: Mapping[str, Any], **changes: Any) -> Request:
 class World(BindingWorld):
     """One pod; `add`, `delete` and the others are calls of the plugin with the keys given."""
 
-    binding = VMBridge
     network = NETWORK
+
+    def load(self, env: Mapping[str, str]) -> BindingCommands[Any]:
+        return plugin.load(env, self.kernel)
 
     def furnish(self, ifindex: int, addresses: tuple[str, ...]) -> None:
         if any("." in address for address in addresses):

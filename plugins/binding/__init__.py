@@ -1,0 +1,1 @@
+"""What the two bindings share: the placeholder link, the marks of ownership, rules, sysctls, taps."""
