@@ -1,4 +1,4 @@
-"""python -m cnvnet.agent, for whoever knows the interpreter and not where the executables are."""
+"""python -m cnvnet.agent, for plugins: they know their interpreter and not where the executables are."""
 
 from __future__ import annotations
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import MutableMapping
 from typing import Final, NamedTuple
+
+from cnvnet.kernel import flock, private_folder
 
 # systemd's sd_listen_fds(3)
 _FIRST_PASSED: Final = 3
 _BACKLOG: Final = 128
-# An agent that ends holds the lock until it is gone.
-_LOCK_SECONDS: Final = 5.0
 
 
 class Listener(NamedTuple):
-    """A listening AF_UNIX stream socket, whose file at `path` has this `inode`, and is ours to remove if it
-    is our `own`.
-    """
+    """A listening AF_UNIX stream socket."""
 
     socket: socket.socket
+    # Its file, and the file's inode.
     path: str
     inode: int
+    # Whether the agent has made it, and removes it.
     own: bool
 
     def is_found(self) -> bool:
-        """Whether callers still come to this socket: its folder may have been removed, or another agent, or
-        systemd, may have put its own in the place of ours.
+        """Whether callers still come to this socket.
+
+        Its folder may have been removed, or another agent, or systemd, may have put its own in its place.
         """
         try:
             return os.stat(self.path).st_ino == self.inode
@@ -36,7 +35,7 @@ class Listener(NamedTuple):
             return False
 
     def hide(self) -> None:
-        """Whoever comes now finds nobody rather than no answer."""
+        """Unlinks the socket: new callers find no agent, rather than one that does not answer."""
         if self.own and self.is_found():
             os.unlink(self.path)
 
@@ -45,25 +44,29 @@ class Unusable(Exception):
     """There is no socket to listen on; the text says why."""
 
 
+class Locked(Exception):
+    """Another agent holds the lock of this RUNDIR."""
+
+
 def lock(rundir: str) -> int:
-    """A descriptor that makes us the one agent of this RUNDIR until it is closed. Raises Unusable."""
+    """A descriptor that makes this process the one agent of RUNDIR until it is closed.
+
+    Raises Locked and Unusable.
+    """
     path = os.path.join(rundir, "agent.lock")
-    deadline = time.monotonic() + _LOCK_SECONDS
     try:
-        os.makedirs(rundir, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        private_folder.ensure(rundir)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
         raise Unusable(f"{path}: {e.strerror}") from e
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if not isinstance(e, BlockingIOError) or time.monotonic() >= deadline:
-                os.close(fd)
-                raise Unusable(f"{path}: another agent serves {rundir}") from e
-            time.sleep(0.05)
-        else:
-            return fd
+    try:
+        flock.try_acquire(fd)
+    except OSError as e:
+        os.close(fd)
+        if isinstance(e, BlockingIOError):
+            raise Locked(f"{path}: another agent serves {rundir}") from e
+        raise Unusable(f"{path}: {e.strerror}") from e
+    return fd
 
 
 def activated(environ: MutableMapping[str, str]) -> Listener | None:
@@ -84,20 +87,20 @@ def activated(environ: MutableMapping[str, str]) -> Listener | None:
         raise Unusable("the socket unit's socket is no listening AF_UNIX stream")
     passed.setblocking(False)
     path: str = passed.getsockname()
-    if not _somebody_listens(path):
-        # systemd does not notice that somebody has removed it.
+    if not _is_listened_at(path):
+        # systemd does not notice that the socket's file was removed.
         passed.close()
         return None
     return Listener(passed, path, os.stat(path).st_ino, own=False)
 
 
-def _somebody_listens(path: str) -> bool:
-    """For the holder of the lock: there is no other agent that it could be."""
+def _is_listened_at(path: str) -> bool:
+    """Whether connecting succeeds. For the holder of the lock: then it is no other agent that listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
         try:
             caller.connect(path)
         except BlockingIOError:
-            pass  # so many have called already that the queue is full
+            pass  # its queue is full
         except OSError:
             return False
     return True
@@ -113,7 +116,7 @@ def bound(path: str) -> Listener:
     try:
         if os.path.lexists(fresh):
             os.unlink(fresh)
-        # Under another name until nobody else can open it and everybody who may is heard.
+        # Under another name until its mode is 0600 and it accepts connections.
         made.bind(fresh)
         os.chmod(fresh, 0o600)
         made.listen(_BACKLOG)

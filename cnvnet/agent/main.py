@@ -2,91 +2,154 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
-from cnvnet import VERSION, attachments
-from cnvnet.agent import listener, log, plugins, requests
-from cnvnet.agent.calls import Calls
-from cnvnet.agent.foreman import Foreman
-from cnvnet.agent.guests import Guests
+from cnvnet import VERSION
+from cnvnet.agent import handlers, launchers, listener, registry, systemd
+from cnvnet.agent.calls.runner import CallRunner
+from cnvnet.agent.guards import GuardReconciler
+from cnvnet.agent.guests.packet_loop_process import PacketLoopProcess
+from cnvnet.agent.guests.pod_dns import PodDns
+from cnvnet.agent.guests.reconciler import GuestReconciler
+from cnvnet.agent.guests.serving import ServedGuests
+from cnvnet.agent.kubernetes import SharedDirectory
+from cnvnet.agent.lease_queue import LeaseQueue
 from cnvnet.agent.listener import Listener
-from cnvnet.agent.loop_process import PacketLoop
-from cnvnet.agent.metrics import Endpoint, Metrics, parse_address
-from cnvnet.agent.pod_dns import PodDns
+from cnvnet.agent.metrics import Metrics, Networks
+from cnvnet.agent.node_metrics import Attached, NodeMetrics, Sources
+from cnvnet.agent.own_files import OwnFiles
 from cnvnet.agent.server import Server
-from cnvnet.agent.upkeep import Upkeep
-from cnvnet.agent.watch import Watch
-from cnvnet.kernel.resident import ResidentKernel
-from cnvnet.plugins.cnv_bridge import restoration
+from cnvnet.agent.supervisor import Supervisor
+from cnvnet.agent.takeover import take_lock
+from cnvnet.attachment import RUNDIR
+from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
+from cnvnet.guest.events import Event
+from cnvnet.ipam.static_ip.config import STATEDIR
+from cnvnet.ipam.static_ip.plugin import StaticIP
+from cnvnet.kernel import sysctl
+from cnvnet.kernel.deferred.resident import ResidentKernel
+from cnvnet.kube import credentials
+from cnvnet.plugins.cnv_bridge import observation, reconcile
+from cnvnet.resident import log
+from cnvnet.resident.endpoint import Endpoint, Health, parse_address
 
-# Seconds between looks at whether there is a reason to end.
+# Seconds between two checks whether there is a reason to end.
 _LOOK: Final = 1.0
-# Each call that waits has five, and 4,096 may; systemd's unit says the same.
+# Open files: a call that waits has five, and 4,096 may; systemd's unit has the same limit.
 _DESCRIPTORS: Final = 65536
-# An idle one has 90, and each call that runs may need ten.
+_STDERR: Final = 2
+# Bytes of the log of an agent on demand; the older half, agent.log.1, has as many.
+_LOG_BYTES: Final = 4 << 20
+# Open files without which the agent does not start: idle it has 90, and each running call may need ten.
 _FEWEST: Final = 1024
 
 
+_Command = Callable[..., None]
+
+
 class Options(NamedTuple):
-    """`idle_exit` in seconds, 0 is never; `metrics_address` "" is no endpoint."""
+    """The options of the command line."""
 
     rundir: str
+    # The path of the socket.
     socket: str
+    # HOST:PORT; "" for no endpoint.
     metrics_address: str
+    # Seconds; 0: never.
     idle_exit: float
+    # Where the leases are of calls that name no folder.
+    statedir: str
+    # The runtime's folder of plugins, for an agent that puts the launchers there; "": it does not.
+    launchers_into: str = ""
+    # A file; "" for what else `cnvnet.kube.credentials.find` finds.
+    kubeconfig: str = ""
+    # Of this node in Kubernetes, for calls that do not say it.
+    node_name: str = ""
 
 
 class Agent:
-    """The parts. `run` is over when it was told to stop or has been idle for long enough."""
+    """The parts. `run` returns after `stop`, or when the agent has been idle for long enough."""
 
-    def __init__(self, options: Options, door: Listener) -> None:
+    def __init__(self, options: Options, listener: Listener, notes: Sequence[str] = ()) -> None:
+        """`notes` are lines for `/healthz?verbose`."""
         self._options = options
-        self._door = door
+        self._notes = notes
+        self._listener = listener
         # A signal's handler takes no lock: the thread that it interrupts may hold it.
-        self._told = os.eventfd(0, os.EFD_CLOEXEC)
-        self._loop = PacketLoop(self._wake)
-        self._dns = PodDns(self._wake)
-        self._guests = Guests(options.rundir, self._loop, self._dns)
-        self._foreman = Foreman()
-        self._watch = Watch(options.rundir, self._guests, self._loop, self._dns, self._foreman)
-        self._metrics = Metrics(self._guests, self._loop)
-        find = requests.of_guests(self._guests, self._loop)
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._loop = PacketLoopProcess(self._notify, self._observe_event)
+        self._dns = PodDns(self._notify)
+        self._guests = ServedGuests(options.rundir, self._loop, self._dns)
+        self._supervisor = Supervisor()
+        self._files = OwnFiles()
+        self._guest_reconciler = GuestReconciler(
+            options.rundir, self._guests, self._loop, self._dns, self._supervisor, self._files
+        )
+        networks = Networks()
+        self._metrics = Metrics(networks)
+        self._directory = SharedDirectory({**os.environ, credentials.VARIABLE: options.kubeconfig})
+        static_ip = StaticIP(
+            on_refusal=self._metrics.observe_refusal, lookup=self._directory, node_name=options.node_name
+        )
+        route = handlers.guest_handlers(self._guests, self._loop, self._retire)
         self._kernel = ResidentKernel(log.error)
-        self._calls = Calls(
+        self._calls = CallRunner(
             options.rundir,
-            plugins.load_all(self._kernel),
-            requests.in_process(find),
+            registry.load_all(self._kernel, static_ip, self._directory),
+            handlers.in_process(route),
             self._metrics.observe_call,
         )
         self._server = Server(
-            door.socket,
-            find,
+            listener.socket,
+            route,
             self._metrics.observe,
-            self._foreman,
+            self._supervisor,
             self._calls.take,
             self._calls.resume,
         )
-        tables = restoration.tables(options.rundir, self._kernel)
-        self._upkeep = Upkeep(tables, restoration.PROGRAMS, self._metrics)
-        self._endpoint: Endpoint | None = None
+        tables = reconcile.tables(options.rundir, self._kernel)
+        self._guard_reconciler = GuardReconciler(
+            tables, reconcile.PROGRAMS, self._metrics, self._kernel.ports
+        )
+        self._lease_queue = LeaseQueue(partial(static_ip.drain, options.statedir))
+        self._ready = False
+        sources = Sources(
+            self._guests,
+            self._loop,
+            self._calls,
+            attached=Attached(options.rundir).count,
+            usage=lambda: static_ip.usage(options.statedir, int(time.time())),
+            drops=partial(observation.drops, self._kernel),
+        )
+        self._metrics.registry.register(NodeMetrics(sources, networks))
+        self._endpoint = self._open_endpoint()
 
     def run(self) -> None:
-        plugins.import_all(self._kernel)
-        self._foreman.start()
-        self._upkeep.start()
+        """Serve until a signal ends it."""
+        registry.import_all(self._kernel)
+        self._directory.announce()
+        self._files.remember()
+        self._supervisor.start()
+        self._guard_reconciler.start()
         self._dns.start()
-        self._watch.start()
-        self._endpoint = self._open_endpoint()
+        self._guest_reconciler.start()
+        self._lease_queue.start()
+        if self._endpoint is not None:
+            self._endpoint.start()
         self._server.start()
+        self._ready = True
         log.info(
             "agent ready",
             version=VERSION,
@@ -96,60 +159,104 @@ class Agent:
             waiting=self._guests.waiting(),
             metrics=self._endpoint.address if self._endpoint else "",
         )
+        systemd.notify(systemd.READY)
         self._wait()
-        # Who comes now shall find nobody, and start another one if he needs one.
-        self._door.hide()
+        systemd.notify(systemd.STOPPING)
+        self._ready = False
+        # Unlink the socket first, so that new callers start a fresh agent instead of queueing on this one.
+        self._listener.hide()
         self._calls.close()
-        self._server.stop(for_good=self._door.own)
-        self._upkeep.stop()
+        self._server.stop(for_good=self._listener.own)
+        self._guard_reconciler.stop()
         self._kernel.close()
-        self._door.socket.close()
-        self._watch.stop()
+        self._listener.socket.close()
+        self._guest_reconciler.stop()
+        self._lease_queue.stop()
         self._loop.stop()
         if self._endpoint is not None:
             self._endpoint.stop()
         log.info("agent ended")
 
     def stop(self) -> None:
-        """Also for a signal's handler."""
-        os.eventfd_write(self._told, 1)
+        """Lets `run` return. A signal's handler may call it."""
+        os.eventfd_write(self._stop, 1)
+
+    def _retire(self) -> None:
+        """The node's own agent wants to take over from one that a plugin has started."""
+        if not self._options.idle_exit:
+            raise CNIError(NOT_AVAILABLE, "it is no agent on demand (--idle-exit) and goes on")
+        log.info("the node's own agent takes over")
+        self.stop()
 
     def problems(self) -> list[str]:
         """Why the agent is not well."""
-        found: list[str] = []
-        if not self._server.is_alive():
-            found.append("a thread of the server has ended")
-        if not self._watch.is_alive():
-            found.append("the watch does not come round")
+        problems = self._hung()
         if not self._loop.is_alive():
-            found.append("the packet loop does not run")
-        return found + self._kernel.problems() + self._upkeep.problems()
+            problems.append("the packet loop does not run")
+        return problems + self._calls.stuck() + self._kernel.problems() + self._guard_reconciler.problems()
 
-    def _wake(self) -> None:
-        self._watch.wake()
+    def _hung(self) -> list[str]:
+        """What only a restart of the agent mends."""
+        problems: list[str] = []
+        if not self._server.is_alive():
+            problems.append("a thread of the server has ended")
+        if not self._guest_reconciler.is_alive():
+            problems.append("the thread that reconciles guests hangs or has ended")
+        return problems
+
+    def health(self) -> Health:
+        """What /healthz, /readyz and `?verbose` say."""
+        return Health(self._ready, self.problems(), self._details)
+
+    def _details(self) -> list[str]:
+        upgraded = (
+            ["the agent's files were replaced by an upgrade: restart it"] if self._files.replaced() else []
+        )
+        lost = [f"log: {number} lines are lost, nothing reads it"] if (number := log.lost()) else []
+        return [
+            f"calls: {self._calls.running()} running, {self._calls.waiting()} waiting",
+            f"guests: {self._guests.served()} served, {self._guests.waiting()} waiting",
+            *self._guests.problems(),
+            *upgraded,
+            *lost,
+            *self._notes,
+        ]
+
+    def _notify(self) -> None:
+        self._guest_reconciler.notify()
+
+    def _observe_event(self, name: str, event: Event) -> None:
+        self._guests.events.observe(name, event)
 
     def _open_endpoint(self) -> Endpoint | None:
+        """None where none is wanted. Unusable: it cannot be had; an agent on demand does without it."""
         address = self._options.metrics_address
-        if not address:
-            return None
         try:
-            endpoint = Endpoint(address, self._metrics, self.problems)
+            return Endpoint(address, self._metrics.registry, self.health) if address else None
         except (OSError, OverflowError) as e:
-            # Guests are more important than numbers about them.
-            log.error("no metrics", address=address, error=str(e))
-            return None
-        endpoint.start()
-        return endpoint
+            taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+            reason = "is in use" if taken else f"cannot be had ({e})"
+            text = f"{address} {reason}: no /metrics and no /healthz"
+            if self._options.idle_exit:
+                log.warning(text)
+                return None
+            self._listener.hide()
+            remedy = '--metrics-address HOST:PORT, or "" for none'
+            raise listener.Unusable(f"{text} ({remedy})") from e
 
     def _wait(self) -> None:
         limit = self._options.idle_exit
         busy = time.monotonic()
-        while not select.select([self._told], [], [], min(limit / 4, _LOOK) if limit else _LOOK)[0]:
-            if not self._door.is_found():
-                log.error("nobody finds the socket any more: the agent ends", socket=self._door.path)
+        while not select.select([self._stop], [], [], min(limit / 4, _LOOK) if limit else _LOOK)[0]:
+            if not self._hung():
+                systemd.notify(systemd.ALIVE)
+            if not self._listener.is_found():
+                log.error("the socket was removed or replaced: the agent ends", socket=self._listener.path)
                 return
             if not limit:
                 continue
+            # One on demand has its log in RUNDIR, which is memory.
+            log.limit(_STDERR, os.path.join(self._options.rundir, "agent.log"), _LOG_BYTES)
             now = time.monotonic()
             if self._guests.served() or self._calls.running():
                 busy = now
@@ -159,18 +266,43 @@ class Agent:
 
 
 def _raise_limit() -> int:
-    """How many descriptors we may have: who starts an agent on demand may have them for few calls only."""
+    """Raises the limit of open files, which may be low where a plugin starts an agent; returns it."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = max(now, min(most, _DESCRIPTORS))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     return limit
 
 
-def _open_door(options: Options) -> Listener:
+def _prepare(options: Options) -> list[str]:
+    """Gets what a container lacks, and gives the node its launchers.
+
+    Returns what an operator should know. Raises Unusable.
+    """
+    notes: list[str] = []
+    try:
+        if sysctl.ensure_writable():
+            log.info("/proc/sys was read-only and is mounted writable")
+    except OSError as e:
+        notes.append(f"/proc/sys is read-only: vm-bridge and masquerade cannot set sysctls ({e.strerror})")
+    if options.launchers_into:
+        notes += launchers.install(options.launchers_into)
+    for note in notes:
+        log.warning(note)
+    return notes
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _listener(options: Options) -> Listener:
     return listener.activated(os.environ) or listener.bound(options.socket)
 
 
 def _metrics_address(_: click.Context, __: click.Parameter, value: str) -> str:
+    # click takes a variable that is empty for one that is not there.
+    if value == "off":
+        return ""
     if value:
         try:
             parse_address(value)
@@ -179,53 +311,96 @@ def _metrics_address(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
+def _option(name: str, text: str, variable: str = "", **more: object) -> Callable[[_Command], _Command]:
+    """An option that a variable of the environment may give as well."""
+    variable = variable or f"CNVNET_AGENT_{name.upper().replace('-', '_')}"
+    attributes: dict[str, Any] = {"show_envvar": True, "show_default": True, **more}
+    return click.option(f"--{name}", help=text, envvar=variable, **attributes)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--rundir",
-    default=attachments.RUNDIR,
-    envvar="CNVNET_RUNDIR",
-    show_default=True,
-    help="Where the plugins keep their records.",
+@_option(
+    "rundir",
+    "Where the plugins keep their records.",
+    "CNVNET_RUNDIR",
+    default=RUNDIR,
 )
-@click.option("--socket", default="", help="The socket to listen on.  [default: RUNDIR/agent.sock]")
-@click.option(
-    "--metrics-address",
+@_option("socket", "The socket to listen on.  [default: RUNDIR/agent.sock]", default="")
+@_option(
+    "metrics-address",
+    'HOST:PORT for /metrics, /healthz and /readyz; "" or "off" for none.',
     default="127.0.0.1:9440",
     callback=_metrics_address,
-    show_default=True,
-    help='HOST:PORT for /metrics and /healthz; "" for none.',
 )
-@click.option(
-    "--idle-exit",
+@_option(
+    "idle-exit",
+    "End after so long without a guest and without a call; 0: never.",
     default=0.0,
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="End after so long without a guest and without a call; 0: never.",
 )
-@click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
-@click.option("--log-format", type=click.Choice(log.FORMATS), default="json", show_default=True)
+@_option(
+    "log-level",
+    "A CNI call that failed is logged at every level.",
+    type=click.Choice(log.LEVELS),
+    default="info",
+)
+@_option(
+    "kubeconfig",
+    "How to reach the Kubernetes API, which knows the VMs of pods.  [default: a pod's own credentials, else "
+    f"{credentials.DEFAULT_KUBECONFIG}; without either no API is asked]",
+    credentials.VARIABLE,
+    default="",
+    metavar="FILE",
+)
+@_option(
+    "node-name", "This node's name in Kubernetes, for calls without CNVNET_NODE.", "NODE_NAME", default=""
+)
+@_option("log-format", "JSON, or text for people.", type=click.Choice(log.FORMATS), default="json")
+@_option(
+    "launchers-into",
+    "Put the plugins' launchers into this folder of the runtime, beside other programs' files.",
+    default="",
+    metavar="DIR",
+)
 @click.version_option(VERSION, prog_name="cnvnet-agent")
 def command(
-    rundir: str, socket: str, metrics_address: str, idle_exit: float, log_level: str, log_format: str
+    rundir: str,
+    socket: str,
+    metrics_address: str,
+    idle_exit: float,
+    log_level: str,
+    log_format: str,
+    launchers_into: str,
+    kubeconfig: str,
+    node_name: str,
 ) -> None:
     """Serves the virtual machines of this node: DHCP, DHCPv6 and router advertisements."""
     log.configure(log_level, log_format)
     rundir = os.path.abspath(rundir)
     path = os.path.abspath(socket) if socket else os.path.join(rundir, "agent.sock")
-    options = Options(rundir, path, metrics_address, idle_exit)
+    statedir = os.environ.get("CNVNET_STATEDIR") or STATEDIR
+    into = os.path.abspath(launchers_into) if launchers_into else ""
+    kubeconfig = os.path.abspath(kubeconfig) if kubeconfig else ""
+    options = Options(
+        rundir, path, metrics_address, idle_exit, statedir, into, kubeconfig=kubeconfig, node_name=node_name
+    )
     os.chdir("/")
     if (limit := _raise_limit()) < _FEWEST:
         log.error(
             "cannot start", error=f"{limit} open files are too few", remedy=f"ulimit -n {_DESCRIPTORS}"
         )
         sys.exit(1)
+    # The first process of a container ends by no signal that it has no handler for.
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        lock = listener.lock(rundir)
-        door = _open_door(options)
+        lock = take_lock(rundir, path, on_demand=bool(idle_exit))
+        # Behind the lock: launchers come with the agent that answers them.
+        notes = _prepare(options)
+        agent = Agent(options, _listener(options), notes)
     except listener.Unusable as e:
         log.error("cannot start", error=str(e))
         sys.exit(1)
-    agent = Agent(options, door)
 
     def stop(number: int, _: FrameType | None) -> None:
         agent.stop()

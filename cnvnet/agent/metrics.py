@@ -1,12 +1,8 @@
-"""What the agent counts, for Prometheus, and whether it is well, for whoever restarts it: over HTTP."""
+"""What the agent counts, for Prometheus. What is read when a scraper asks is in node_metrics."""
 
 from __future__ import annotations
 
-import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 from prometheus_client import (
@@ -17,222 +13,127 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
-from cnvnet import VERSION
-from cnvnet.agent import log
-from cnvnet.agent.guests import Guests
-from cnvnet.agent.loop_process import PacketLoop
+from cnvnet.agent.calls import call_log
+from cnvnet.agent.calls.call_log import FinishedCall
+from cnvnet.cni.errors import (
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    IO_FAILURE,
+    TRY_AGAIN_LATER,
+    CNIError,
+)
 
-# Of a scraper that is slow. Seconds.
-_TIMEOUT: Final = 10.0
-# At a time; a scraper has one.
-_CONNECTIONS: Final = 32
-# Of a call: from a DEL of nothing to an address manager that hangs.
+# Seconds of a call: from a DEL of nothing to an address manager that hangs.
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 20, 100)
+# Tenants who may write a NetworkAttachmentDefinition name networks: so many have a label of their own,
+# and none a longer name than Kubernetes' objects have (253 characters).
+_MOST_NETWORKS: Final = 500
+_LONGEST_NETWORK: Final = 253
+OTHER: Final = "(other)"
+_REASONS: Final = {
+    TRY_AGAIN_LATER: "busy",
+    INVALID_CONFIG: "refused",
+    INVALID_ENVIRONMENT: "refused",
+    IO_FAILURE: "store",
+}
+# host-local's text, too: the one by which a full pool is known everywhere.
+_FULL: Final = "no IP addresses available in range set"
 
 
-_Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver has it
+class Networks:
+    """The label `network` of all metrics: the first names are kept, all others, and long ones, are one."""
+
+    def __init__(self, most: int = _MOST_NETWORKS) -> None:
+        self._most = most
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def label(self, name: str) -> str:
+        """The network's name as a label, or OTHER when there are too many or it is too long."""
+        if len(name) > _LONGEST_NETWORK:
+            return OTHER
+        with self._lock:
+            if name not in self._known and len(self._known) >= self._most:
+                return OTHER
+            self._known.add(name)
+        return name
 
 
 class Metrics:
     """All counters, in a registry of their own."""
 
-    def __init__(self, guests: Guests, loop: PacketLoop) -> None:
+    def __init__(self, networks: Networks) -> None:
         # When a counter began is when the process did.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
         self.registry = CollectorRegistry()
+        self._networks = networks
         self._requests = Counter(
             "cnvnet_agent_requests",
-            "Requests on the agent's socket, by kind and by the error's code (0: none).",
+            "Requests of plugins on the agent's socket, by kind and by the error's code (0: done).",
             ["kind", "code"],
             registry=self.registry,
         )
         self._calls = Counter(
-            "cnvnet_calls",
-            "CNI calls that were run, by plugin, command and the error's code (0: none).",
+            "cnvnet_cni_calls",
+            "CNI calls that the agent has run, by plugin, command and the CNI error's code (0: none).",
             ["plugin", "command", "code"],
             registry=self.registry,
         )
         self._call_seconds = Histogram(
-            "cnvnet_call_seconds",
-            "How long a CNI call ran, without what it had waited for its turn.",
+            "cnvnet_cni_call_duration_seconds",
+            "Seconds for which a CNI call ran in the agent, without those it had waited for a slot.",
             ["plugin", "command"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        self._restorations = Counter(
-            "cnvnet_nft_restorations",
-            "How often something was missing in a table of nftables and was put back.",
+        self._failures = Counter(
+            "cnvnet_ipam_allocation_failures",
+            "ADDs that static-ip gave no address, by reason: exhausted (every address of a range set is"
+            " taken), busy (another reason that may pass), refused (what was asked cannot be had), store"
+            " (leases.db cannot be used), internal.",
+            ["network", "reason"],
+            registry=self.registry,
+        )
+        self._unknown_keys = Counter(
+            "cnvnet_config_unknown_keys",
+            "Keys that no plugin knows, in the configurations of ADDs, by network.",
+            ["network"],
+            registry=self.registry,
+        )
+        self._reconciliations = Counter(
+            "cnvnet_nft_reconciliations",
+            "How often rules or elements were missing in a table of nftables and were restored.",
             ["table"],
             registry=self.registry,
         )
         self._newer = Gauge(
-            "cnvnet_nft_newer",
-            "1 for a table of a newer program, which is left as it is.",
+            "cnvnet_nft_table_newer_than_agent",
+            "1 where a table of nftables was loaded by a newer version than this agent, which leaves it.",
             ["table"],
             registry=self.registry,
         )
-        self.registry.register(_Guests(guests, loop))
         ProcessCollector(registry=self.registry)
 
     def observe(self, kind: str, code: int) -> None:
         """One request was answered."""
         self._requests.labels(kind, str(code)).inc()
 
-    def observe_call(self, plugin: str, command: str, code: int, seconds: float) -> None:
+    def observe_call(self, call: FinishedCall) -> None:
         """One CNI call has been run."""
-        self._calls.labels(plugin, command, str(code)).inc()
-        self._call_seconds.labels(plugin, command).observe(seconds)
+        self._calls.labels(call.plugin, call.command, str(call.code)).inc()
+        self._call_seconds.labels(call.plugin, call.command).observe(call.seconds)
+        if call.response.unknown_keys:
+            network = str(call_log.describe(call).get("network", ""))
+            self._unknown_keys.labels(self._networks.label(network)).inc(call.response.unknown_keys)
 
-    def observe_table(self, table: str, *, restored: bool, newer: bool) -> None:
-        """Somebody has looked at a table of ours."""
-        self._restorations.labels(table).inc(restored)
+    def observe_refusal(self, network: str, error: CNIError) -> None:
+        """static-ip gave no address to an ADD."""
+        full = _FULL in error.msg or _FULL in error.details
+        reason = "exhausted" if full else _REASONS.get(error.code, "internal")
+        self._failures.labels(self._networks.label(network), reason).inc()
+
+    def observe_table(self, table: str, *, reconciled: bool, newer: bool) -> None:
+        """A table of nftables was reconciled."""
+        self._reconciliations.labels(table).inc(reconciled)
         self._newer.labels(table).set(newer)
-
-
-class _Guests(Collector):
-    """Read when somebody asks: the packet loop has the numbers."""
-
-    def __init__(self, guests: Guests, loop: PacketLoop) -> None:
-        self._guests = guests
-        self._loop = loop
-
-    def collect(self) -> Iterator[Metric]:
-        totals = self._loop.totals()
-        events = CounterMetricFamily(
-            "cnvnet_guest_events", "What frames of guests have led to.", labels=["service", "event"]
-        )
-        for (service, event), number in sorted(totals.events.items()):
-            events.add_metric([service, event], number)
-        yield events
-        guests = GaugeMetricFamily(
-            "cnvnet_guests",
-            "Guests that are served, or should be and cannot be (waiting).",
-            labels=["state"],
-        )
-        guests.add_metric(["served"], self._guests.served())
-        guests.add_metric(["waiting"], self._guests.waiting())
-        yield guests
-        yield CounterMetricFamily(
-            "cnvnet_guest_frames_dropped", "Frames the kernel had no room for.", totals.dropped
-        )
-        yield CounterMetricFamily(
-            "cnvnet_guest_throttled", "How often a guest sent more than its share.", totals.throttled
-        )
-        yield CounterMetricFamily(
-            "cnvnet_packet_loop_restarts", "How often the packet loop had died.", max(self._loop.restarts, 0)
-        )
-        yield InfoMetricFamily("cnvnet_agent_build", "Which agent this is.", {"version": VERSION})
-
-    def describe(self) -> Iterator[Metric]:
-        # Without it the registry would collect at once to learn the names.
-        return iter(())
-
-
-class Endpoint:
-    """/metrics and /healthz on one address. `problems` are the reasons not to be well; none: all is well."""
-
-    def __init__(self, address: str, metrics: Metrics, problems: Callable[[], list[str]]) -> None:
-        """OSError, ValueError: there can be none at this HOST:PORT."""
-        host, port = parse_address(address)
-        registry = metrics.registry
-
-        class Handler(_Handler):
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                if path == "/metrics":
-                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
-                    self.answer(200, kind, encode(registry))
-                elif path == "/healthz":
-                    found = problems()
-                    text = "".join(f"{problem}\n" for problem in found) or "ok\n"
-                    self.answer(503 if found else 200, "text/plain; charset=utf-8", text.encode())
-                else:
-                    self.answer(404, "text/plain; charset=utf-8", b"/metrics or /healthz\n")
-
-        server = _Server6 if ":" in host else _Server
-        self._server = server((host, port), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-
-    @property
-    def address(self) -> str:
-        """Where it is: the port may have been the kernel's choice (0)."""
-        host, port = self._server.server_address[:2]
-        text = host if isinstance(host, str) else bytes(host).decode()
-        return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT, an IPv6 address in brackets. ValueError."""
-    host, colon, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in bare and bare == host):
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return bare, int(port)
-
-
-class _Server(ThreadingHTTPServer):
-    """A thread for each connection, of which there are a few: anybody on this host can open one."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._room = threading.BoundedSemaphore(_CONNECTIONS)
-        super().__init__(address, handler)
-
-    def process_request(self, request: _Request, client_address: object) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: _Request, client_address: object) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: _Request, client_address: object) -> None:
-        error = sys.exception()
-        if isinstance(error, OSError):
-            log.debug("http: a caller hung up", error=str(error))
-        else:
-            log.crash("internal error", request="http")
-
-    # Python's own would ask a name server for the name of this host.
-    def server_bind(self) -> None:
-        # Connections of an agent that was killed keep the port for a minute.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _TIMEOUT
-    server_version = f"cnvnet-agent/{VERSION}"
-    sys_version = ""
-
-    def answer(self, status: int, kind: str, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        log.debug("http", line=format % args)

@@ -1,7 +1,7 @@
-"""The agent's door: requests come in, are dealt out by their kind, and answered. It knows no kind itself.
+"""The agent's server: accepts connections, hands each request to the handler of its kind, and answers.
 
 A request is 4 bytes of length, big-endian, and one JSON object `{"v": 1, ...}`; the answer has the same
-form; then the connection is closed. Only root is heard.
+form; then the connection is closed. Callers other than root are not answered.
 """
 
 from __future__ import annotations
@@ -15,64 +15,65 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from cnvnet.agent import log
-from cnvnet.agent.connection import SECONDS, Connection, Document
-from cnvnet.agent.foreman import Foreman
-from cnvnet.agent.turns import PLACES
+from cnvnet.agent.calls.scheduler import MAX_RUNNING
+from cnvnet.agent.connection import SECONDS, CallerConnection, Document
+from cnvnet.agent.supervisor import Supervisor
 from cnvnet.cni.errors import INTERNAL, CNIError
 from cnvnet.kernel.netns import LostNamespace
+from cnvnet.launch.protocol import is_version
+from cnvnet.resident import log
 
+# Of the requests on the socket (docs/agent.md): a request of another version is answered `unsupported`.
 VERSION: Final = 1
-# More than calls run at any moment: whoever wants something else is heard.
-WORKERS: Final = PLACES + 4
-# Whoever runs a call ends it first, and a program that it has started takes its time.
+# Four more workers than call slots, so that guest requests are answered even when all slots are busy.
+WORKERS: Final = MAX_RUNNING + 4
+# How long a stop waits for workers, in seconds: each ends its call first, which may wait for a program.
 _LAST_CALLS: Final = 60.0
-# What callers who come last have for their requests, all together, and each of them at least: a launcher's
-# is there at once.
+# At a stop, callers that have connected already may send their requests: all together for so many seconds,
+# and each for so many at least. A launcher sends its request at once.
 _LAST_WORDS: Final = 1.0
 _WORD: Final = 0.02
 
 
-class Kind(NamedTuple):
-    """What is to be done about one kind of request. `do` returns the answer's fields or raises CNIError.
+class Handler(NamedTuple):
+    """What is to be done about one kind of request."""
 
-    It runs in one of a few threads; who takes long keeps others waiting. `label` is for the counters.
-    """
-
+    # For the counters.
     label: str
+    # Returns the answer's fields or raises CNIError. It runs in one of a few threads, and delays others.
     do: Callable[[Document], Document]
 
 
-# The kind of a request by what is in it; None: nobody here knows it.
-Find = Callable[[Document], Kind | None]
+# The handler of a request by its fields; None: the agent does not know it.
+Route = Callable[[Document], Handler | None]
 # Takes a CNI call and its connection over; False: it is to be answered `unsupported`. Raises CNIError.
-Take = Callable[[Document, Connection], bool]
-# Told of each request: its label, and its code, 0 when it was done.
+TakeCall = Callable[[Document, CallerConnection], bool]
+# Called for each request with its label and its code: 0 when it was done.
 Observe = Callable[[str, int], None]
 
 _UNSUPPORTED: Final[Document] = {"v": VERSION, "unsupported": True}
 _DONE: Final = 0
-# HTTP has no better word either: what was asked is not known here.
+# HTTP's code for a method that the server does not know, as CNI has none.
 _UNKNOWN: Final = 501
 
 
 class Server:
-    """All threads accept on the one socket: there is no hand-over, and nobody who could be late with it."""
+    """All threads accept on the one socket: no request is handed from one thread to another."""
 
     def __init__(
         self,
         listening: socket.socket,
-        find: Find,
+        route: Route,
         observe: Observe,
-        foreman: Foreman,
-        take: Take | None = None,
+        supervisor: Supervisor,
+        take: TakeCall | None = None,
         resume: Callable[[], None] | None = None,
     ) -> None:
-        """`resume` is what a worker in the place of a lost one begins with."""
+        """`resume` is what a worker that replaces a lost one does first."""
         self._listening = listening
-        self._find = find
+        self._route = route
         self._observe = observe
-        self._foreman = foreman
+        self._supervisor = supervisor
         self._take = take
         self._resume = resume
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -81,20 +82,21 @@ class Server:
         self.last_call = time.monotonic()
 
     def start(self) -> None:
+        """Answer requests from now on."""
         for thread in self._threads:
             thread.start()
 
     def stop(self, *, for_good: bool = True) -> None:
-        """Requests that are being worked on are finished, and nobody else is heard.
+        """Requests that are being worked on are finished, and no new connection is accepted.
 
-        Where nobody will accept at the socket again (`for_good`), those who are connected already are, if
-        they say at once what they want.
+        Where no agent will accept at this socket again (`for_good`), callers that have connected already are
+        answered if they send their requests at once.
         """
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         deadline = time.monotonic() + _LAST_CALLS
         for thread in self._threads:
-            if thread.ident is not None:  # else it is about to be started in another's place
+            if thread.ident is not None:  # else it is about to replace another thread
                 thread.join(max(0.0, deadline - time.monotonic()))
         if for_good:
             self._serve_the_last()
@@ -109,6 +111,7 @@ class Server:
             self._serve(connected, max(_WORD, deadline - time.monotonic()))
 
     def is_alive(self) -> bool:
+        """Whether every worker runs."""
         return all(thread.is_alive() for thread in self._threads)
 
     def _work(self, first: Callable[[], None] | None = None) -> None:
@@ -119,11 +122,12 @@ class Server:
         except LostNamespace as e:
             other = _worker(self._work, self._resume)
             self._threads[self._threads.index(threading.current_thread())] = other
-            self._foreman.replace(e, other)
+            self._supervisor.respawn(e, other)
 
     def _accept_all(self) -> None:
         with select.epoll() as poll:
-            # A caller wakes one of those who wait: of all of them, every other one would be in its way.
+            # EPOLLEXCLUSIVE: the kernel notifies one waiting worker of a connection. All of them would only
+            # delay each other.
             poll.register(self._listening, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             poll.register(self._wake, select.EPOLLIN)
             self._accept(poll)
@@ -143,7 +147,7 @@ class Server:
 
     def _serve(self, connected: socket.socket, seconds: float = SECONDS) -> None:
         self.last_call = time.monotonic()
-        connection = Connection(connected)
+        connection = CallerConnection(connected)
         taken = False
         try:
             if connection.uid != 0:
@@ -153,7 +157,7 @@ class Server:
                 self._observe("refused", 1)
                 return
             document = connection.receive(seconds)
-            is_call = document.get("v") == VERSION and "argv0" in document
+            is_call = is_version(document.get("v")) and "argv0" in document
             taken = is_call and self._take is not None and self._take(document, connection)
             if not taken:
                 _send(connection, self._answer(document))
@@ -161,7 +165,7 @@ class Server:
             self._observe("malformed", e.code)
             _try_send(connection, _error(e))
         except (OSError, EOFError) as e:
-            # A caller that only looks whether anybody is there hangs up at once.
+            # A caller that only tests whether an agent listens hangs up at once.
             log.debug("a caller hung up", pid=connection.pid, error=str(e))
         except Exception:  # noqa: BLE001 -- the worker stays
             log.crash("internal error", request="call")
@@ -171,26 +175,26 @@ class Server:
             self.last_call = time.monotonic()
 
     def _answer(self, document: Document) -> Document:
-        kind = self._find(document) if document.get("v") == VERSION else None
-        if kind is None:
+        handler = self._route(document) if is_version(document.get("v")) else None
+        if handler is None:
             self._observe("unknown", _UNKNOWN)
             return _UNSUPPORTED
         begun = time.monotonic()
         code = _DONE
         try:
-            return {"v": VERSION, **kind.do(document)}
+            return {"v": VERSION, **handler.do(document)}
         except CNIError as e:
             code = e.code
-            log.info("refused", request=kind.label, code=code, error=e.msg)
+            log.info("refused", request=handler.label, code=code, error=e.msg)
             return _error(e)
         except Exception as e:  # noqa: BLE001 -- the caller gets an error, and the worker stays
             code = INTERNAL
-            log.crash("internal error", request=kind.label)
+            log.crash("internal error", request=handler.label)
             return _error(CNIError(INTERNAL, f"internal error of the agent: {type(e).__name__}: {e}"))
         finally:
-            self._observe(kind.label, code)
+            self._observe(handler.label, code)
             took = round((time.monotonic() - begun) * 1000, 1)
-            log.debug("request", request=kind.label, code=code, ms=took)
+            log.debug("request", request=handler.label, code=code, ms=took)
 
 
 def _worker(work: Callable[..., None], *args: object) -> threading.Thread:
@@ -201,12 +205,12 @@ def _error(error: CNIError) -> Document:
     return {"v": VERSION, "error": {"code": error.code, "msg": error.msg}}
 
 
-def _send(connection: Connection, answer: Document) -> None:
+def _send(connection: CallerConnection, answer: Document) -> None:
     connection.send(json.dumps(answer).encode())
 
 
-def _try_send(connection: Connection, answer: Document) -> None:
+def _try_send(connection: CallerConnection, answer: Document) -> None:
     try:
         _send(connection, answer)
     except OSError:
-        pass  # it did not make sense before, either
+        pass  # the caller has gone

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.masquerade.lab import Lab, a_lab
+from tests.functional.masquerade.masquerade_pod import Lab, a_lab
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.client import lease
-from tests.functional.agent.lab import eventually, is_there, process_of, running_agent
+from tests.functional.agent.own_agent import eventually, is_there, process_of, running_agent
+from tests.functional.agent.udhcpc import lease
 from tests.functional.bridge.test_cnitool import Cnitool
-from tests.functional.masquerade.lab import V4, Lab, Pod
+from tests.functional.masquerade.masquerade_pod import V4, Lab, Pod
 from tests.harness import Node, Outcome
 
 pytestmark = pytest.mark.alone
@@ -32,13 +32,20 @@ set -- "$1/root" "$2"
 mkdir "$1"
 for each in /*; do
     case $each in
-    /root | /lost+found) continue ;;
+    /lost+found) continue ;;
     esac
     if [ -L "$each" ]; then cp -a "$each" "$1$each"; continue; fi
     [ -d "$each" ] || continue
     mkdir "$1$each"
     mount --rbind "$each" "$1$each"
 done
+exec chroot "$1" "$2"
+"""
+
+# The same by a bind mount of the node's root, as Multus' daemon has it: every inode is the node's.
+BOUND = """
+mount --make-rprivate /
+mount --rbind / "$1"
 exec chroot "$1" "$2"
 """
 
@@ -145,12 +152,12 @@ def leaving_agent(node: Node) -> Generator[None]:
     """One that says that it is there, and is gone."""
     path = node.rundir / "agent.sock"
     node.rundir.mkdir()
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(path))
-        door.listen()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
 
         def answer() -> None:
-            connection, _ = door.accept()
+            connection, _ = listener.accept()
             with connection:
                 connection.recv(4096)
                 path.unlink()
@@ -189,11 +196,12 @@ def test_status_and_check_start_none(lab: Lab) -> None:
     assert not (lab.node.rundir / "agent.log").exists()
 
 
-def test_none_is_started_inside_a_chroot(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [CHROOT, BOUND], ids=["tmpfs", "bind"])
+def test_none_is_started_inside_a_chroot(lab: Lab, tmp_path: Path, script: str) -> None:
     pod = lab.pod()
     root = tmp_path / "root"
     root.mkdir()
-    within = ("unshare", "--mount", "sh", "-ec", CHROOT, "sh", str(root))
+    within = ("unshare", "--mount", "sh", "-ec", script, "sh", str(root))
     for command in ("ADD", "STATUS"):
         error = call(lab, pod, command, within=within).error()
         assert error["code"] == 50
@@ -202,6 +210,12 @@ def test_none_is_started_inside_a_chroot(lab: Lab, tmp_path: Path) -> None:
     # One that is there already is as good from inside.
     with running_agent(lab.node):
         call(lab, pod, within=within).ok()
+
+
+def test_a_mount_namespace_of_its_own_is_no_chroot(lab: Lab) -> None:
+    """That of a runtime, which systemd may give one."""
+    call(lab, lab.pod(), within=("unshare", "--mount", "--propagation", "slave")).ok()
+    assert is_there(agent_of(lab))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +248,16 @@ def test_one_that_cannot_start_is_an_error_that_says_where_to_look(lab: Lab) -> 
     assert list(pod.links()) == ["lo", "eth0"]
 
 
+def test_a_fifo_in_the_place_of_its_log_keeps_no_add_waiting(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.node.rundir.mkdir()
+    os.mkfifo(lab.node.rundir / "agent.log")
+    error = call(lab, pod).error()
+    assert error["code"] == 50
+    assert "cannot be started" in error["msg"]
+    assert list(pod.links()) == ["lo", "eth0"]
+
+
 def test_an_idle_one_ends_and_one_with_a_guest_does_not(lab: Lab) -> None:
     with ExitStack() as stack:
         agent = stack.enter_context(running_agent(lab.node, "--idle-exit", "2"))
@@ -244,3 +268,30 @@ def test_an_idle_one_ends_and_one_with_a_guest_does_not(lab: Lab) -> None:
         call(lab, pod, "DEL").ok()
         assert eventually(lambda: agent.process.poll() == 0)
         assert not agent.socket.exists()
+
+
+def test_the_nodes_own_takes_over_from_one_on_demand(lab: Lab, tmp_path: Path) -> None:
+    pod = lab.pod()
+    call(lab, pod).ok()
+    on_demand = agent_of(lab)
+    with running_agent(lab.node) as agent:
+        assert agent_of(lab) == agent.pid
+        assert not is_there(on_demand)
+        assert "the node's own agent takes over" in (lab.node.rundir / "agent.log").read_text()
+        (waited,) = (each for each in agent.events() if each["msg"] == "waiting for another agent to end")
+        assert waited["answer"] == "it ends"
+        assert agent.serves() == 1
+        lab.plug(pod)
+        assert lease(lab.guest, tmp_path)["ip"] == V4.guest
+
+
+def test_an_add_waits_for_an_agent_that_is_being_restarted(lab: Lab) -> None:
+    pod = lab.pod()
+    config = {**CONFIG, "guestServices": {"autostart": False}}
+    with running_agent(lab.node) as agent:
+        agent.kill()
+        back = threading.Timer(2, agent.start)
+        back.start()
+        lab.node.cni("masquerade", "ADD", config, pod, ifname="net1", container_id=pod.pid).ok()
+        back.join()
+        assert agent.serves() == 1

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.calls import CONFIG, Ipam, Wire, cni, launcher, start, without_python
-from tests.functional.agent.lab import RunningAgent, eventually, running_agent, straced, threads_of
-from tests.functional.masquerade.lab import Lab
+from tests.functional.agent.launcher_calls import CONFIG, Ipam, Wire, cni, launcher, start, without_python
+from tests.functional.agent.own_agent import RunningAgent, eventually, running_agent, straced, threads_of
+from tests.functional.masquerade.masquerade_pod import Lab
 from tests.harness import Node, Sandbox, installed
 
 pytestmark = pytest.mark.alone
@@ -28,7 +28,7 @@ L3 = {
 
 def ran(agent: RunningAgent) -> float:
     """How many calls the agent has run."""
-    return sum(value for name, value in agent.metrics().items() if name.startswith("cnvnet_calls_total"))
+    return sum(value for name, value in agent.metrics().items() if name.startswith("cnvnet_cni_calls_total"))
 
 
 def nothing_is_left(node: Node, pod: Sandbox) -> bool:
@@ -97,16 +97,98 @@ def test_a_port_comes_is_checked_and_goes(node: Node, kind: str) -> None:
         cni(node, "DEL", pod, kind, config=added).ok()
         assert eventually(lambda: nothing_is_left(node, pod))
         numbers = agent.metrics()
-        assert numbers['cnvnet_calls_total{code="0",command="DEL",plugin="cnv-bridge"}'] == 2
+        assert numbers['cnvnet_cni_calls_total{code="0",command="DEL",plugin="cnv-bridge"}'] == 2
         for command, count in (("ADD", 1), ("CHECK", 1), ("DEL", 2)):
             labels = f'command="{command}",plugin="cnv-bridge"'
             buckets = [
-                numbers[f'cnvnet_call_seconds_bucket{{command="{command}",le="{le}",plugin="cnv-bridge"}}']
+                numbers[
+                    f'cnvnet_cni_call_duration_seconds_bucket{{command="{command}",le="{le}",plugin="cnv-bridge"}}'
+                ]
                 for le in ("0.001", "0.01", "0.1", "1.0", "100.0", "+Inf")
             ]
             assert buckets == sorted(buckets)
-            assert buckets[-1] == numbers[f"cnvnet_call_seconds_count{{{labels}}}"] == count
-            assert 0 < numbers[f"cnvnet_call_seconds_sum{{{labels}}}"] < 100 * count
+            assert buckets[-1] == numbers[f"cnvnet_cni_call_duration_seconds_count{{{labels}}}"] == count
+            assert 0 < numbers[f"cnvnet_cni_call_duration_seconds_sum{{{labels}}}"] < 100 * count
+
+
+def test_a_scrape_shows_what_the_node_has(node: Node) -> None:
+    guarded = {
+        "macspoofchk": True,
+        "ipam": {"type": "static-ip", "subnet": "10.1.0.0/29", "gateway": "10.1.0.1"},
+    }
+    pods = [node.pod() for _ in range(2)]
+    with running_agent(node) as agent:
+        for number, pod in enumerate(pods):
+            cni(node, "ADD", pod, config=guarded, container_id=f"c{number}", args=f"VM_NAME=vm{number}").ok()
+        asked = {**guarded, "args": {"cni": {"ips": ["10.1.0.2"]}}}
+        cni(node, "ADD", node.pod(), config=asked, container_id="c9").error()
+        cni(node, "DEL", pods[1], config=guarded, container_id="c1").ok()
+        # A guest that lies about its MAC.
+        pods[0].run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+        pods[0].run("ping", "-c1", "-W1", "10.1.0.1", check=False)
+        numbers = agent.metrics()
+    assert numbers['cnvnet_attachments{network="net",plugin="cnv-bridge"}'] == 1
+    states = {
+        state: numbers.get(f'cnvnet_ipam_addresses{{network="net",state="{state}"}}') for state in STATES
+    }
+    assert states == {"active": 1, "stopped": 1, "cooling": 0, "free": 3}
+    assert numbers['cnvnet_ipam_allocation_failures_total{network="net",reason="refused"}'] == 1
+    assert numbers['cnvnet_guard_drops_total{reason="spoofed_mac"}'] > 0
+    assert numbers["cnvnet_calls_waiting"] == 0
+
+
+STATES = ("active", "stopped", "cooling", "free")
+
+
+def calls_in(agent: RunningAgent, command: str) -> list[dict[str, Any]]:
+    return [event for event in agent.events() if event["msg"] == "call" and event["command"] == command]
+
+
+def test_each_call_is_one_line_of_the_log(node: Node) -> None:
+    pod, other = node.pod(), node.pod()
+    config = {**L3, "ipam": {"type": "static-ip", "subnet": "10.1.0.0/16", "nodeLocal": True}}
+    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=prod;K8S_POD_NAME=virt-launcher-vm-a-x7k;K8S_POD_UID=u1"
+    with running_agent(node) as agent:
+        result = cni(node, "ADD", pod, config=config, args=args).ok()
+        cni(
+            node, "ADD", other, config={**config, "vlan": 5000}, container_id="c2", args="VM_NAME=vm-b"
+        ).error()
+        cni(node, "CHECK", pod, config={**config, "prevResult": result}, args=args).ok()
+        cni(node, "STATUS", pod, config={**config, "cniVersion": "1.1.0"}).ok()
+        cni(node, "DEL", pod, config={**config, "prevResult": result}, args=args).ok()
+        (done,) = eventually(lambda: calls_in(agent, "DEL"))
+        added, refused = calls_in(agent, "ADD")
+        assert not calls_in(agent, "STATUS")  # a runtime asks that every few seconds
+    address = result["ips"][0]["address"].partition("/")[0]
+    mac = next(each["mac"] for each in result["interfaces"] if each["name"] == "eth0")
+    known = {"plugin": "cnv-bridge", "network": "net", "pod": "prod/virt-launcher-vm-a-x7k", "ip": address}
+    for line in (added, done, *calls_in(agent, "CHECK")):
+        assert {**line, **known, "mac": mac, "level": "info", "code": 0} == line
+        assert line["ms"] > 0
+        assert line["waited"] >= 0
+    assert {**refused, "level": "warning", "code": 7, "vm": "default/vm-b", "container": "c2"} == refused
+    assert "5000" in refused["error"]
+
+
+def test_unknown_keys_are_said_logged_and_counted(node: Node) -> None:
+    ipam = {"type": "static-ip", "subnet": "10.1.0.0/16", "excludes": "10.1.0.0/24"}
+    pod, mistyped = node.pod(), {**L3, "macspoofcheck": True, "ipam": ipam}
+    warning = (
+        'cnv-bridge: macspoofcheck: no such key, did you mean "macspoofchk"?; '
+        'ipam.excludes: no such key, did you mean "exclude"?'
+    )
+    with running_agent(node) as agent:
+        done = cni(node, "ADD", pod, config=mistyped, unknown_keys=True)
+        done.ok()
+        assert warning in done.stderr.splitlines()
+        cni(node, "DEL", pod, config=mistyped).ok()
+        cni(node, "ADD", pod, config={**L3, "name": "other"}).ok()
+        cni(node, "DEL", pod, config={**L3, "name": "other"}).ok()
+        assert eventually(lambda: calls_in(agent, "DEL")[1:])
+        lines = [event["said"] for event in agent.events() if event["msg"] == "call said"]
+        numbers = {name: value for name, value in agent.metrics().items() if "unknown_keys" in name}
+    assert lines == [warning]
+    assert numbers == {'cnvnet_config_unknown_keys_total{network="net"}': 2}
 
 
 @pytest.mark.parametrize("kind", ["c", "python"])
@@ -198,7 +280,7 @@ def test_an_add_whose_caller_is_killed_is_undone_before_the_next_call(node: Node
             "ADD dummy-0 begin",
         ]
         assert eventually(lambda: set(pod.links()) == {"lo", "eth0"})
-        assert "nobody has taken the result" in agent.log()
+        assert "the result of an ADD was not read" in agent.log()
         cni(node, "DEL", pod, config=ipam.keys, cni_path=str(ipam.folder)).ok()
         assert eventually(lambda: nothing_is_left(node, pod))
 
@@ -269,7 +351,7 @@ def test_sigterm_lets_running_calls_end_and_sends_the_others_home(node: Node, ip
         assert eventually(lambda: Path(f"/proc/{waiting.process.pid}/wchan").read_text() != "0")
         agent.process.terminate()
         assert eventually(lambda: not agent.socket.exists())
-        # Whoever comes now finds nobody, and needs nobody.
+        # A call that comes now finds no agent, and needs none.
         start(node, "ADD", pods[1], {}, CNI_CONTAINERID="late").outcome().ok()
         assert running.process.poll() is None
         ipam.hold.unlink()

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.calls import CONFIG, Ipam, cni
-from tests.functional.agent.lab import RunningAgent, children, eventually, running_agent
+from tests.functional.agent.launcher_calls import CONFIG, Ipam, cni
+from tests.functional.agent.own_agent import RunningAgent, children, eventually, running_agent
 from tests.functional.agent.test_calls import L3, nothing_is_left, ran
-from tests.functional.masquerade.lab import Lab
+from tests.functional.masquerade.masquerade_pod import Lab
 from tests.harness import Node, installed
 
 pytestmark = pytest.mark.alone

@@ -1,4 +1,4 @@
-"""What a guest is told about DNS where nobody has said anything: its pod's resolv.conf, once it has one."""
+"""What a guest is given for DNS where its network says nothing: its pod's resolv.conf, once it has one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cnvnet.agent import pod_dns
-from tests.functional.agent.client import lease
-from tests.functional.agent.lab import eventually, running_agent
-from tests.functional.masquerade.lab import Lab
+from cnvnet.agent.guests import pod_dns
+from cnvnet.kernel import regular_file
+from tests.functional.agent.own_agent import eventually, running_agent
+from tests.functional.agent.udhcpc import lease
+from tests.functional.masquerade.masquerade_pod import Lab
 from tests.harness import Sandbox
 
 pytestmark = pytest.mark.alone
@@ -37,7 +38,7 @@ def container(pod: Sandbox, content: str, folder: Path) -> Generator[int]:
 POD = "search ns.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
 
 
-def test_a_pods_resolv_conf_is_told_as_soon_as_it_has_one(lab: Lab, tmp_path: Path) -> None:
+def test_a_pods_resolv_conf_reaches_the_guest_as_soon_as_it_has_one(lab: Lab, tmp_path: Path) -> None:
     with running_agent(lab.node) as agent:
         pod = lab.pod()
         pod.cni("ADD", guestServices={}).ok()
@@ -47,10 +48,10 @@ def test_a_pods_resolv_conf_is_told_as_soon_as_it_has_one(lab: Lab, tmp_path: Pa
         assert "dns" not in first
         assert "search" not in first
         with container(pod, POD, tmp_path):
-            told = eventually(lambda: found if "dns" in (found := lease(lab.guest, tmp_path)) else None)
-            assert told["dns"] == "10.96.0.10"
-            assert told["search"] == "ns.svc.cluster.local svc.cluster.local"
-            # The next agent knows it before it answers anybody.
+            given = eventually(lambda: found if "dns" in (found := lease(lab.guest, tmp_path)) else None)
+            assert given["dns"] == "10.96.0.10"
+            assert given["search"] == "ns.svc.cluster.local svc.cluster.local"
+            # The next agent knows it before it answers a guest.
             agent.kill()
             agent.start()
             assert lease(lab.guest, tmp_path)["dns"] == "10.96.0.10"
@@ -62,9 +63,9 @@ def test_what_was_said_counts_and_the_rest_is_the_pods(lab: Lab, tmp_path: Path)
         with container(pod, POD, tmp_path):
             pod.cni("ADD", guestServices={"nameservers": ["192.0.2.1"]}).ok()
             lab.plug(pod)
-            told = eventually(lambda: found if "search" in (found := lease(lab.guest, tmp_path)) else None)
-            assert told["dns"] == "192.0.2.1"
-            assert told["search"] == "ns.svc.cluster.local svc.cluster.local"
+            given = eventually(lambda: found if "search" in (found := lease(lab.guest, tmp_path)) else None)
+            assert given["dns"] == "192.0.2.1"
+            assert given["search"] == "ns.svc.cluster.local svc.cluster.local"
 
 
 def test_a_process_is_looked_at_by_its_own_root(lab: Lab, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_strange_resolv_conf_is_none(tmp_path: Path) -> None:
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/etc").symlink_to(tmp_path / "good/etc")
     a_root(tmp_path / "folder").mkdir()
-    a_root(tmp_path / "long").write_text("#" * (pod_dns.LIMIT + 1))
+    a_root(tmp_path / "long").write_text("#" * (regular_file.LIMIT + 1))
     a_root(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     for name in ("fifo", "device", "link", "linked", "folder", "long", "absent", "empty", "nothing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.client import asking, lease, told
-from tests.functional.agent.lab import RunningAgent, eventually, is_there, running_agent
-from tests.functional.masquerade.lab import V4, Lab, Pod
+from tests.functional.agent.own_agent import RunningAgent, eventually, is_there, running_agent
+from tests.functional.agent.udhcpc import asking, lease, settings
+from tests.functional.masquerade.masquerade_pod import V4, Lab, Pod
 from tests.harness import namespace
 
 pytestmark = pytest.mark.alone
@@ -53,6 +54,17 @@ def test_a_guest_is_served_from_add_to_del(lab: Lab, tmp_path: Path) -> None:
         )
         pod.cni("CHECK", **SERVED).ok()
         name = record(lab).name
+        # An operator sees what it has asked for.
+        (configured,) = [event for event in agent.events() if event["msg"] == "guest configured"]
+        assert (configured["ip"], configured["mac"]) == (V4.guest, lab.guest_mac)
+        assert (configured["container"], configured["network"]) == (pod.pid, "masq")
+        assert configured["after"] >= 0
+        events = agent.ask(guest="events", record=name)["events"]
+        logged = [(event["service"], event["event"], event["mac"]) for event in events]
+        assert [each for each in logged if each[0] == "dhcp4"] == [
+            ("dhcp4", "offer", lab.guest_mac),
+            ("dhcp4", "ack", lab.guest_mac),
+        ]
         pod.cni("DEL", **SERVED).ok()
         # Its sockets are closed when DEL returns, not some time later.
         assert "no such record" in agent.ask(guest="check", record=name)["error"]["msg"]
@@ -102,7 +114,7 @@ def test_an_agent_that_is_killed_is_not_missed(lab: Lab, tmp_path: Path) -> None
         pod = attached(lab)
         ear = lab.packets(pod, "tap0")
         loop = agent.loop_pid
-        os.kill(loop, signal.SIGSTOP)  # the exchange begins and nobody answers
+        os.kill(loop, signal.SIGSTOP)  # the exchange begins and is not answered
         with asking(lab.guest, tmp_path) as client:
             while b"\x63\x82\x53\x63\x35\x01\x01" not in ear.recv(2000):
                 pass
@@ -111,7 +123,7 @@ def test_an_agent_that_is_killed_is_not_missed(lab: Lab, tmp_path: Path) -> None
             os.kill(loop, signal.SIGCONT)
             assert eventually(lambda: not is_there(loop))
             agent.start()
-            assert told(client)["ip"] == V4.guest
+            assert settings(client)["ip"] == V4.guest
         assert is_served(lab, agent)
         pod.cni("DEL", **SERVED).ok()
 
@@ -152,7 +164,7 @@ def test_del_without_the_agent_that_served(lab: Lab) -> None:
         assert agent.serves() == 0
 
 
-def test_a_namespace_that_goes_without_del_is_let_go_of(lab: Lab) -> None:
+def test_the_agent_stops_serving_a_namespace_that_goes_without_del(lab: Lab) -> None:
     node = lab.node
     with running_agent(node) as agent:
         with namespace() as path:
@@ -169,7 +181,7 @@ def test_a_namespace_that_goes_without_del_is_let_go_of(lab: Lab) -> None:
         assert agent.serves() == 0
         assert record(lab).exists()  # DEL's to remove
         pod.cni("DEL", **SERVED).ok()
-        assert agent.metrics()['cnvnet_guests{state="waiting"}'] == 0
+        assert agent.guests("waiting") == 0
 
 
 def test_a_tap_that_comes_back_is_served_again(lab: Lab) -> None:
@@ -188,7 +200,15 @@ def test_a_tap_that_is_made_anew_is_served_again(lab: Lab) -> None:
         pod.run("ip", "link", "del", "tap0")
         # It says so, and is not taken for one that is served.
         assert eventually(lambda: not is_served(lab, agent))
-        assert agent.metrics()['cnvnet_guests{state="waiting"}'] == 1
+        assert agent.guests("waiting") == 1
+        # One line says why, though it is tried again and again, and an operator can ask.
+        time.sleep(1.5)
+        (line,) = [event for event in agent.events() if event["level"] == "warning"]
+        reason = "there is no tap tap0 in the pod: it was deleted or renamed"
+        assert (line["msg"], line["reason"]) == ("guest cannot be served", reason)
+        status, text = agent.http("/healthz?verbose")
+        assert (status, text.splitlines()[0]) == (200, "ok")
+        assert f"net1 in network masq ({record(lab).name}) is not served: {reason}" in text
         pod.run("ip", "tuntap", "add", "tap0", "mode", "tap")
         assert eventually(lambda: is_served(lab, agent))
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from cnvnet.agent.turns import PLACES, PLACES_FOR_ANY
+from cnvnet.agent.calls.scheduler import MAX_RUNNING, MAX_SHARED
 from cnvnet.kernel.stack import LinuxKernel
-from tests.functional.agent.calls import CONFIG, Ipam, Started, Wire, start
-from tests.functional.agent.lab import RunningAgent, eventually, first_worker, running_agent, straced
+from tests.functional.agent.launcher_calls import CONFIG, Ipam, Started, Wire, start
+from tests.functional.agent.own_agent import RunningAgent, eventually, first_worker, running_agent, straced
 from tests.functional.guest.test_flood import Flood
-from tests.functional.masquerade.lab import Lab, open_tap
+from tests.functional.masquerade.masquerade_pod import Lab, open_tap
 from tests.harness import Node, Sandbox
-from tests.unit.guest.witness import discover4
+from tests.unit.guest.scapy_packets import discover4
 
 pytestmark = pytest.mark.alone
 
@@ -90,7 +90,7 @@ def test_no_call_ever_acts_in_anothers_namespace(node: Node, wire: Wire) -> None
             for done in [threads.submit(work, each) for each in attachments]:
                 done.result()
         numbers = agent.metrics()
-        calls = sum(v for name, v in numbers.items() if name.startswith("cnvnet_calls_total"))
+        calls = sum(v for name, v in numbers.items() if name.startswith("cnvnet_cni_calls_total"))
         assert calls == CALLS // THREADS * THREADS
         # Sockets to the host's nftables are kept, one for each worker at most.
         assert len(os.listdir(f"/proc/{agent.pid}/fd")) <= descriptors + THREADS
@@ -114,7 +114,7 @@ def test_two_hundred_at_once_wait_and_none_is_lost(node: Node, tmp_path: Path) -
         assert [len(pod.links()) for pod in pods] == [26] * 8
         all_at_once("DEL")
         assert eventually(lambda: all(set(pod.links()) == {"lo"} for pod in pods))
-        assert agent.metrics()['cnvnet_calls_total{code="0",command="ADD",plugin="cnv-bridge"}'] == 200
+        assert agent.metrics()['cnvnet_cni_calls_total{code="0",command="ADD",plugin="cnv-bridge"}'] == 200
         assert resident_kilobytes(agent) < 100_000
 
 
@@ -195,7 +195,7 @@ def test_a_slow_address_manager_serves_many_at_a_time(node: Node, tmp_path: Path
     pod = node.pod()
     with running_agent(node):
         waiting = adds_of(slow, node, pod, 30, networks=1)
-        assert eventually(lambda: len(slow.calls()) == PLACES_FOR_ANY)
+        assert eventually(lambda: len(slow.calls()) == MAX_SHARED)
         slow.hold.unlink()
         assert [each.outcome().code for each in waiting] == [0] * 30
 
@@ -254,17 +254,17 @@ def test_a_full_house_has_room_for_guests_and_for_what_is_not_a_call(node: Node,
     pod = node.pod()
     with running_agent(node) as agent:
         waiting = adds_of(stuck, node, pod, 80, networks=12)
-        assert eventually(lambda: len(stuck.calls()) == PLACES)
+        assert eventually(lambda: len(stuck.calls()) == MAX_RUNNING)
         assert agent.ask(status=True)["ok"]
         assert agent.ask(guest="forget", record="masquerade-0.json")["ok"]
         assert "protocol versions supported" in start(node, "", pod, {}).outcome().stderr
-        assert len(stuck.calls()) == PLACES
+        assert len(stuck.calls()) == MAX_RUNNING
         stuck.hold.unlink()
         assert [each.outcome().code for each in waiting] == [0] * 80
 
 
 def test_what_waits_may_need_more_descriptors_than_a_process_begins_with(node: Node, tmp_path: Path) -> None:
-    """Of whoever starts an agent on demand, say: mostly 1,024, and each call that waits has five."""
+    """An agent started on demand has its caller's limit, mostly 1,024, and each call that waits has five."""
     stuck = Ipam(tmp_path, "stuck-ipam")
     stuck.hold.touch()
     pod = node.pod()
@@ -275,7 +275,7 @@ def test_what_waits_may_need_more_descriptors_than_a_process_begins_with(node: N
         assert [each.outcome().code for each in waiting] == [0] * 40
 
 
-def test_who_finds_no_descriptors_left_runs_his_call_himself(node: Node, tmp_path: Path) -> None:
+def test_a_call_that_finds_no_descriptors_left_runs_in_its_own_process(node: Node, tmp_path: Path) -> None:
     stuck = Ipam(tmp_path, "stuck-ipam")
     stuck.hold.touch()
     pod = node.pod()

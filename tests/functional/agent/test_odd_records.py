@@ -1,4 +1,4 @@
-"""What a record may hold that nobody wrote by intent: it is no other guest's trouble."""
+"""What a record may hold that no plugin writes: no other guest is affected."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.lab import eventually, running_agent
+from tests.functional.agent.own_agent import eventually, running_agent
 from tests.functional.agent.test_guests import attached_without_agent, record, replace
-from tests.functional.masquerade.lab import Lab
+from tests.functional.masquerade.masquerade_pod import Lab
 
 pytestmark = pytest.mark.alone
 

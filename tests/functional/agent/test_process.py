@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,19 +16,22 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.functional.agent.client import lease
-from tests.functional.agent.lab import (
+from cnvnet.agent.calls.scheduler import MAX_RUNNING
+from tests.functional.agent.launcher_calls import cni
+from tests.functional.agent.own_agent import (
     PATIENCE,
     ask,
     capabilities_of_the_unit,
     eventually,
     is_there,
+    process_of,
     received,
     running_agent,
     within_capabilities,
 )
 from tests.functional.agent.test_dns import container
-from tests.functional.masquerade.lab import Lab
+from tests.functional.agent.udhcpc import lease
+from tests.functional.masquerade.masquerade_pod import Lab
 from tests.harness import Node, executable
 
 pytestmark = pytest.mark.alone
@@ -37,7 +42,7 @@ DOCS = Path(__file__).parents[3] / "docs/agent.md"
 def test_only_root_reaches_it(node: Node) -> None:
     with running_agent(node) as agent:
         assert agent.socket.stat().st_mode & 0o777 == 0o600
-        # Somebody else who got at it all the same is not heard.
+        # Another user who reaches it all the same is not heard.
         agent.socket.chmod(0o666)
         for folder in (node.folder, node.rundir):
             folder.chmod(0o755)
@@ -57,8 +62,8 @@ def test_only_root_reaches_it(node: Node) -> None:
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
-        heard = reading.recv(1000)
-        assert heard in (b"answer:", b"error: ConnectionResetError", b"error: BrokenPipeError")
+        received = reading.recv(1000)
+        assert received in (b"answer:", b"error: ConnectionResetError", b"error: BrokenPipeError")
         assert [event["uid"] for event in agent.events() if "not root" in event["msg"]] == [65534]
         reading.close()
         writing.close()
@@ -72,7 +77,7 @@ UNKNOWN: list[dict[str, Any]] = [
     {"v": 1, "guest": "restart", "record": "a.json"},
     {"v": 1, "guest": ["serve"], "record": "a.json"},
     {"v": 1, "argv0": "bandwidth", "fds": [], "env": {}, "stdin": ""},
-    {"v": 2, "argv0": "cnv-bridge", "wishes": "new ones"},
+    {"v": 2, "argv0": "cnv-bridge", "options": "new ones"},
 ]
 
 
@@ -93,7 +98,7 @@ def test_whatever_comes_is_answered(node: Node) -> None:
             connection.connect(str(agent.socket))
             connection.sendall((1 << 25 | 1).to_bytes(4, "big"))
             assert b"33554432 at most" in received(connection)
-        with socket.socket(socket.AF_UNIX) as connection:  # who says half a thing and leaves
+        with socket.socket(socket.AF_UNIX) as connection:  # a caller that sends half a request and leaves
             connection.connect(str(agent.socket))
             connection.sendall(b"\0\0\1\0half")
         assert agent.ask(status=True) == {"v": 1, "ok": True}
@@ -112,6 +117,8 @@ def test_callers_that_say_nothing_keep_others_waiting_for_seconds_only(node: Nod
 def test_metrics_and_health(lab: Lab, tmp_path: Path) -> None:
     with running_agent(lab.node) as agent:
         assert agent.http("/healthz") == (200, "ok\n")
+        assert agent.http("/readyz") == (200, "ok\n")
+        assert "calls: 0 running, 0 waiting\n" in agent.http("/healthz?verbose")[1]
         assert agent.http("/elsewhere")[0] == 404
         pod = lab.pod()
         pod.cni("ADD", guestServices={"nameservers": ["10.96.0.10"], "search": ["a.b"]}).ok()
@@ -136,7 +143,7 @@ def test_metrics_and_health(lab: Lab, tmp_path: Path) -> None:
             stem = name.partition("{")[0].removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
             assert stem.startswith("process_") or f"`{stem}" in described, name
         assert numbers['cnvnet_guest_events_total{event="ack",service="dhcp4"}'] == 1
-        assert numbers['cnvnet_guests{state="served"}'] == 1
+        assert agent.serves() == 1
         assert numbers['cnvnet_agent_requests_total{code="0",kind="serve"}'] == 1
         assert numbers['cnvnet_agent_requests_total{code="50",kind="check"}'] == 1
         assert numbers['cnvnet_agent_requests_total{code="501",kind="unknown"}'] == 1
@@ -161,8 +168,8 @@ def test_health_says_what_is_missing(node: Node, tmp_path: Path) -> None:
         try:
             assert eventually(lambda: "agent ready" in log.read_text())
             get = "import urllib.request as u; u.urlopen('http://127.0.0.1:9440/healthz')"
-            said = eventually(lambda: "503" in node.run("python3", "-c", get, check=False).stderr)
-            assert said
+            unhealthy = eventually(lambda: "503" in node.run("python3", "-c", get, check=False).stderr)
+            assert unhealthy
             # There is one for a moment whenever it has been started.
             asked = (node.rundir / "agent.sock", {"v": 1, "status": True})
             assert eventually(lambda: ask(*asked).get("error", {}).get("code") == 50)
@@ -171,17 +178,44 @@ def test_health_says_what_is_missing(node: Node, tmp_path: Path) -> None:
             assert agent.wait(PATIENCE) == 0
 
 
-def test_a_port_that_is_taken_does_not_keep_it_from_serving(node: Node) -> None:
-    with running_agent(node), running_agent_elsewhere(node) as other:
-        assert other.answers()
-        (said,) = [event for event in other.events() if event["msg"] == "no metrics"]
-        assert (said["level"], said["address"]) == ("error", "127.0.0.1:9440")
+TAKEN = "127.0.0.1:9440 is in use: no /metrics and no /healthz"
 
 
-def running_agent_elsewhere(node: Node) -> Any:
+def elsewhere(node: Node) -> Node:
     other = node.other(folder=node.folder / "other")
     other.folder.mkdir()
-    return running_agent(other)
+    return other
+
+
+def test_an_agent_whose_port_is_taken_ends_and_says_how_to_go_on(node: Node) -> None:
+    other = elsewhere(node)
+    with running_agent(node):
+        program = [executable("cnvnet-agent"), "--rundir", str(other.rundir)]
+        ended = node.run(*program, check=False, timeout=PATIENCE)
+        (line,) = [json.loads(line) for line in ended.stderr.splitlines()]
+        assert (ended.returncode, line["msg"]) == (1, "cannot start")
+        assert line["error"] == f'{TAKEN} (--metrics-address HOST:PORT, or "" for none)'
+        assert not (other.rundir / "agent.sock").exists()
+        for none in ("--metrics-address=", "--metrics-address=off"):
+            with running_agent(other, none) as agent:
+                assert agent.answers()
+
+
+def test_an_agent_on_demand_serves_without_the_port(node: Node) -> None:
+    with running_agent(node), running_agent(elsewhere(node), "--idle-exit", "60") as other:
+        assert other.answers()
+        (warning,) = [event for event in other.events() if event["level"] == "warning"]
+        assert warning["msg"] == TAKEN
+
+
+def test_options_are_taken_from_the_environment(node: Node) -> None:
+    variables = ("CNVNET_AGENT_METRICS_ADDRESS=off", "CNVNET_AGENT_LOG_FORMAT=text", "CNVNET_AGENT=off")
+    with running_agent(node, within=("env", *variables)) as agent:
+        assert "info    agent ready version=" in agent.log()
+        assert agent.log().rstrip().endswith('metrics=""')
+    shown = node.run(executable("cnvnet-agent"), "--help").stdout
+    for option in ("RUNDIR", "AGENT_SOCKET", "AGENT_METRICS_ADDRESS", "AGENT_IDLE_EXIT", "AGENT_LOG_LEVEL"):
+        assert f"env var: CNVNET_{option}" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
@@ -192,7 +226,7 @@ def test_the_address_of_the_metrics(node: Node, address: str) -> None:
         assert "ok" in node.run("python3", "-c", get, f"http://{ready['metrics']}/healthz").stdout
 
 
-def test_without_metrics_nobody_listens(node: Node) -> None:
+def test_without_metrics_no_tcp_port_is_open(node: Node) -> None:
     with running_agent(node, "--metrics-address", ""):
         assert node.run("ss", "-Hltn").stdout == ""
 
@@ -215,10 +249,35 @@ for said in (b"", b"GET /metrics HTTP/1.0\\r\\n\\r\\n", b"\\xff" * 70000) * 5:
     with connect() as connection:
         connection.sendall(said)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-silent = [connect() for _ in range(100)]
+silent = [connect() for _ in range(200)]
 print("held", flush=True)
 input()
 """
+
+
+def test_a_log_without_a_reader_stops_no_call(node: Node) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 8192)
+    try:
+        with running_agent(node, stderr=writing) as agent:
+            pod = node.pod()
+            for number in range(MAX_RUNNING + 40):
+                cni(node, "DEL", pod, container_id=f"c{number}").ok()
+            status, text = agent.http("/healthz?verbose")
+            assert status == 200
+            assert re.search(r"^log: \d+ lines are lost, nothing reads it$", text, re.MULTILINE)
+            assert agent.terminate() == 0
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+def test_it_works_with_stderr_closed(node: Node) -> None:
+    closed = ("sh", "-c", 'exec "$@" 2>&-', "sh")
+    with running_agent(node, "--idle-exit", "60", within=closed, stderr=subprocess.DEVNULL) as agent:
+        # Longer than it takes to look at the size of its log.
+        assert not eventually(lambda: agent.process.poll() is not None, seconds=2)
+        assert agent.http("/healthz") == (200, "ok\n")
 
 
 def test_rude_callers_of_the_metrics_leave_no_trace(node: Node) -> None:
@@ -227,7 +286,10 @@ def test_rude_callers_of_the_metrics_leave_no_trace(node: Node) -> None:
         rude = node.popen(sys.executable, "-c", RUDE, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert rude.stdout is not None
         assert rude.stdout.readline() == "held\n"
-        assert len(list(threads.iterdir())) < 100
+        assert len(list(threads.iterdir())) < 120
+        # They are still there, and keep none from asking.
+        assert agent.http("/healthz") == (200, "ok\n")
+        assert "cnvnet_calls_waiting 0.0" in agent.http("/metrics")[1]
         rude.communicate("\n")
         assert eventually(lambda: agent.http("/healthz")) == (200, "ok\n")
         assert {event["level"] for event in agent.events()} == {"info"}
@@ -252,18 +314,45 @@ def test_it_does_not_begin_what_it_could_not_serve(node: Node) -> None:
     command = ("prlimit", "--nofile=200:200", executable("cnvnet-agent"), "--rundir", str(node.rundir))
     done = node.run(*command, check=False)
     assert done.returncode == 1
-    said = json.loads(done.stderr.splitlines()[-1])
-    assert (said["error"], said["remedy"]) == ("200 open files are too few", "ulimit -n 65536")
+    event = json.loads(done.stderr.splitlines()[-1])
+    assert (event["error"], event["remedy"]) == ("200 open files are too few", "ulimit -n 65536")
 
 
-def test_there_is_one_for_a_rundir_and_it_replaces_a_dead_ones_socket(node: Node) -> None:
+def test_it_replaces_a_dead_ones_socket(node: Node) -> None:
     with running_agent(node) as agent:
-        second = node.run(executable("cnvnet-agent"), "--rundir", str(node.rundir), check=False)
-        assert second.returncode == 1
-        assert "another agent serves" in json.loads(second.stderr.splitlines()[-1])["error"]
         agent.kill()
         assert agent.socket.exists()
         agent.start()
+
+
+def test_a_second_one_waits_says_so_and_takes_over(node: Node, tmp_path: Path) -> None:
+    log = tmp_path / "second"
+    with running_agent(node) as agent, log.open("w") as stderr:
+        command = [executable("cnvnet-agent"), "--rundir", str(node.rundir)]
+        second = node.popen(*command, stderr=stderr, stdin=subprocess.DEVNULL)
+        try:
+            assert eventually(log.read_text)
+            waits = json.loads(log.read_text())
+            assert waits["msg"] == "waiting for another agent to end"
+            assert f"another agent serves {node.rundir}" in waits["error"]
+            assert waits["answer"] == "it is no agent on demand (--idle-exit) and goes on"
+            assert agent.answers()
+            assert second.poll() is None
+            assert agent.terminate() == 0
+            assert eventually(lambda: "agent ready" in log.read_text())
+            assert process_of(agent.socket) == second.pid
+        finally:
+            second.terminate()
+            assert second.wait(PATIENCE) == 0
+
+
+def test_a_second_one_on_demand_ends(node: Node) -> None:
+    with running_agent(node) as agent:
+        command = [executable("cnvnet-agent"), "--rundir", str(node.rundir), "--idle-exit", "60"]
+        second = node.run(*command, check=False)
+        assert second.returncode == 1
+        assert "another agent serves" in json.loads(second.stderr.splitlines()[-1])["error"]
+        assert agent.answers()
 
 
 # What systemd does for a socket unit (sd_listen_fds(3)): argv is the socket's path and the program.

@@ -16,12 +16,13 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from cnvnet.attachments import ADDED, AttachmentFiles, Key, Record
+from cnvnet.attachment.files import AttachmentFiles
+from cnvnet.attachment.record import ADDED, Key, Record
 from cnvnet.guest import settings_json
 from cnvnet.guest.settings import V4, Settings
 from cnvnet.kernel.boot import boot_id
-from tests.functional.agent.lab import RunningAgent, children, eventually, running_agent
-from tests.functional.masquerade.lab import open_tap
+from tests.functional.agent.own_agent import RunningAgent, children, eventually, running_agent
+from tests.functional.masquerade.masquerade_pod import open_tap
 from tests.harness import Node, Sandbox, a_node
 
 pytestmark = pytest.mark.alone
@@ -77,8 +78,8 @@ class Node500(NamedTuple):
 def settings(guest: Guest) -> dict[str, object]:
     v4 = V4(IPv4Interface(f"{guest.address}/16"), IPv4Address("10.0.0.1"), IPv4Address("10.0.0.1"))
     servers = (IPv4Address("10.96.0.10"),)
-    told = Settings(SERVER_MAC, 1500, hostname=f"vm{guest.number}", nameservers=servers, v4=v4)
-    return settings_json.encode(told._replace(search=("cluster.local",)))
+    base = Settings(SERVER_MAC, 1500, hostname=f"vm{guest.number}", nameservers=servers, v4=v4)
+    return settings_json.encode(base._replace(search=("cluster.local",)))
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def guests_of(pod: Sandbox, index: int, node: Node, opened: ExitStack) -> Iterat
         guest = Guest(number, open_tap(pod, name))
         opened.callback(os.close, guest.tap)
         key = Key("masquerade", "net", f"container-{number}", "eth0")
-        told = {"ifname": name, "settings": settings(guest)}
+        recorded = {"ifname": name, "settings": settings(guest)}
         with files.locked(key) as slot:
-            slot.write(Record(key, pod.netns, inode, boot_id(), ADDED, {}, told))
+            slot.write(Record(key, pod.netns, inode, boot_id(), ADDED, {}, recorded))
         yield guest
     lines = [f"link set tap{number} up\n" for number in range(index * PER_POD, (index + 1) * PER_POD)]
     pod.run("ip", "-batch", "-", input="".join(lines))
@@ -170,7 +171,7 @@ def test_all_are_back_after_a_crash(crowd: Node500) -> None:
         assert answered(crowd.guests, 60) == set(range(GUESTS))
 
 
-def test_an_agent_that_ends_lets_go_of_everything(crowd: Node500) -> None:
+def test_forgotten_guests_leave_no_descriptors_open(crowd: Node500) -> None:
     with running_agent(crowd.node) as agent:
         assert len(os.listdir(f"/proc/{agent.loop_pid}/fd")) > GUESTS
         # What it handed over it does not keep.

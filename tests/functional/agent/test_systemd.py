@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.client import lease
-from tests.functional.agent.lab import ask, children, eventually
-from tests.functional.masquerade.lab import V4, Lab
+from tests.functional.agent.own_agent import ask, children, eventually
+from tests.functional.agent.udhcpc import lease
+from tests.functional.masquerade.masquerade_pod import V4, Lab
 from tests.harness import Outcome, Sandbox, executable, peer
 
 pytestmark = pytest.mark.alone
 
-CONF = Path(__file__).resolve().parents[3] / "conf/systemd"
+CHECKOUT = Path(__file__).resolve().parents[3]
+CONF = CHECKOUT / "conf/systemd"
 UNITS = ("cnvnet-agent.socket", "cnvnet-agent.service")
 # What the units stand on; a distribution's own would do things to this machine.
 TARGETS = ("default", "sysinit", "basic", "sockets", "multi-user", "shutdown")
@@ -49,8 +50,10 @@ exec "$1" --system --log-target=console --default-standard-output=inherit --defa
 class Systemd:
     """A node that systemd runs, and its agent's units."""
 
-    def __init__(self, lab: Lab, pid: int) -> None:
+    def __init__(self, lab: Lab, pid: int, units: Path) -> None:
         self._lab = lab
+        self.units = units
+        self._outside = ("nsenter", f"--target={pid}", "--mount", "--pid", "--uts", "--ipc", "--")
         self._enter = ("nsenter", f"--target={pid}", "--net", "--mount", "--pid", "--uts", "--ipc", "--")
         self.socket = lab.node.rundir / "agent.sock"
 
@@ -64,6 +67,13 @@ class Systemd:
         done = subprocess.run(command, env=env, text=True, capture_output=True, check=False, **options)
         assert done.returncode == 0 or not check, f"{argv}: {done.stdout}{done.stderr}"
         return done
+
+    def install(self, *options: str) -> str:
+        """What scripts/install-cni says on this node, but in the host's network: pip needs its index."""
+        command = [*self._outside, str(CHECKOUT / "scripts/install-cni"), *options]
+        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stderr
 
     def systemctl(self, *argv: str) -> str:
         return self.run("systemctl", *argv).stdout.strip()
@@ -117,7 +127,7 @@ def is_removed(cgroup: str) -> bool:
     try:
         os.rmdir(cgroup)
     except OSError:
-        return False  # somebody in it has not ended quite yet
+        return False  # a process in it has not ended quite yet
     return True
 
 
@@ -148,7 +158,7 @@ def systemd(lab: Lab, tmp_path: Path) -> Iterator[Systemd]:
         with lab.node.popen(*command, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as outer:
             try:
                 (first,) = eventually(lambda: children(outer.pid))
-                made = Systemd(lab, first)
+                made = Systemd(lab, first, units)
                 assert eventually(lambda: is_booted(made)), (tmp_path / "systemd.log").read_text()
                 yield made
             finally:
@@ -161,7 +171,7 @@ def is_booted(systemd: Systemd) -> bool:
 
 
 def enable(systemd: Systemd) -> None:
-    """As README.md has it."""
+    """As scripts/install-cni --with-agent does."""
     systemd.systemctl("enable", "--now", *UNITS)
     assert eventually(systemd.answers)
 
@@ -211,10 +221,66 @@ def test_stopped_the_agent_leaves_no_process_and_is_started_by_a_call(systemd: S
 def test_it_may_do_what_the_unit_says_and_no_more(systemd: Systemd) -> None:
     enable(systemd)
     status = systemd.run("cat", f"/proc/{systemd.main_pid()}/status").stdout
-    effective, bounding = (re.search(f"^{name}:\\s*(.*)$", status, re.M) for name in ("CapEff", "CapBnd"))
+    effective, bounding = (
+        re.search(f"^{name}:\\s*(.*)$", status, re.MULTILINE) for name in ("CapEff", "CapBnd")
+    )
     assert effective is not None
     assert bounding is not None
     assert effective[1] == bounding[1]
     assert int(effective[1], 16).bit_count() == 6
-    # With it SELinux would let nobody start a program in another context (`selinuxContext`).
-    assert re.search("^NoNewPrivs:\\s*0$", status, re.M)
+    # With it SELinux would let no process start a program in another context (`selinuxContext`).
+    assert re.search("^NoNewPrivs:\\s*0$", status, re.MULTILINE)
+
+
+def property_of(systemd: Systemd, name: str) -> str:
+    return systemd.systemctl("show", f"--property={name}", "--value", UNITS[1])
+
+
+def test_it_is_started_when_the_agent_says_so(systemd: Systemd) -> None:
+    enable(systemd)
+    assert (systemd.state(UNITS[1]), property_of(systemd, "Type")) == ("active", "notify")
+    systemd.systemctl("stop", *UNITS)
+    # A program that runs and never says it.
+    systemd.run("sh", "-c", "printf '#!/bin/sh\\nexec sleep 60\\n' >/opt/cnvnet/bin/cnvnet-agent")
+    systemd.systemctl("start", "--no-block", UNITS[1])
+    assert eventually(lambda: systemd.main_pid() != "0")
+    assert systemd.state(UNITS[1]) == "activating"
+
+
+def test_an_agent_that_hangs_is_replaced(systemd: Systemd) -> None:
+    service = systemd.units / UNITS[1]
+    patient, impatient = "WatchdogSec=30\n", "WatchdogSec=4\n"
+    assert patient in service.read_text()
+    service.write_text(service.read_text().replace(patient, impatient))
+    systemd.systemctl("daemon-reload")
+    enable(systemd)
+    before = systemd.main_pid()
+    # It goes on for longer than that,
+    assert not eventually(lambda: systemd.main_pid() != before, seconds=8)
+    systemd.run("kill", "-STOP", before)
+    # and hangs for no longer.
+    assert eventually(lambda: systemd.main_pid() not in ("0", before))
+    assert eventually(systemd.answers)
+    assert property_of(systemd, "NRestarts") == "1"
+
+
+def test_installed_upgraded_and_uninstalled_by_the_script(systemd: Systemd, tmp_path: Path) -> None:
+    folders = (f"--prefix={tmp_path}/prefix", f"--cni-bin={tmp_path}/bin")
+    for unit in UNITS:
+        (systemd.units / unit).unlink()
+    output = systemd.install(*folders, "--with-agent")
+    assert "the agent's units are in /etc/systemd/system, enabled and started" in output
+    assert systemd.state(UNITS[1]) == "active"
+    assert f"{tmp_path}/prefix/bin/cnvnet-agent" in property_of(systemd, "ExecStart")
+    assert systemd.systemctl("is-enabled", *UNITS).split() == ["enabled", "enabled"]
+    assert systemd.answers()
+    pid = systemd.main_pid()
+    output = systemd.install(*folders)
+    assert f"(pid {pid}) still runs the files from before: systemctl restart cnvnet-agent" in output
+    systemd.systemctl("restart", UNITS[1])
+    assert eventually(systemd.answers)
+    output = systemd.install(*folders, "--uninstall")
+    assert "what stays: leases" in output
+    assert systemd.run("pgrep", "-f", "cnvnet-agent", check=False).stdout == ""
+    assert not [path for path in systemd.units.iterdir() if "cnvnet" in path.name]
+    assert list((tmp_path / "bin").iterdir()) == []

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.functional.agent.calls import AUTO, CONFIG, Ipam, cni, launcher
-from tests.functional.agent.lab import (
+from tests.functional.agent.launcher_calls import AUTO, CONFIG, Ipam, cni, launcher
+from tests.functional.agent.own_agent import (
     RunningAgent,
     capabilities_of_the_unit,
     running_agent,
     within_capabilities,
 )
-from tests.functional.vm_bridge.lab import a_lab
+from tests.functional.vm_bridge.vm_bridge_pod import a_lab
 from tests.harness import Node
 
 pytestmark = pytest.mark.alone
@@ -34,7 +34,7 @@ def agent(node: Node) -> Iterator[RunningAgent]:
 def ran(agent: RunningAgent) -> int:
     """How many calls the agent has run itself."""
     numbers = agent.metrics()
-    return int(sum(value for name, value in numbers.items() if name.startswith("cnvnet_calls_total")))
+    return int(sum(value for name, value in numbers.items() if name.startswith("cnvnet_cni_calls_total")))
 
 
 @pytest.mark.parametrize("ipam", ["static-ip", "host-local"])

@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from cnvnet.cni import forwarding
-from tests.functional.agent.calls import AUTO, CONFIG, launcher
-from tests.functional.agent.lab import RunningAgent, running_agent
+from cnvnet.launch import protocol
+from tests.functional.agent.launcher_calls import AUTO, CONFIG, launcher
+from tests.functional.agent.own_agent import RunningAgent, running_agent
 from tests.functional.agent.test_calls import ran
 from tests.harness import Node, Outcome, Sandbox, installed
 
 pytestmark = pytest.mark.alone
 
 LAUNCHER = Path(__file__).parents[3] / "launcher"
-OTHERS = (forwarding.VERSION - 1, forwarding.VERSION + 1)
+OTHERS = (protocol.VERSION - 1, protocol.VERSION + 1)
 # `within` of a program of ours: the same one, of another version.
 CHANGED = """
 import runpy, sys
-from cnvnet.cni import forwarding
-forwarding.VERSION = {version}
+from cnvnet.launch import protocol
+protocol.VERSION = {version}
 if {is_agent}:
     from cnvnet.agent import server
     server.VERSION = {version}
@@ -41,9 +41,9 @@ def changed(version: int, *, is_agent: bool) -> tuple[str, ...]:
 
 
 class OtherAgent(RunningAgent):
-    """It is asked in its own version by who knows that."""
+    """It is asked in its own version by a caller that knows that version."""
 
-    version = forwarding.VERSION
+    version = protocol.VERSION
 
     def ask(self, **request: Any) -> Any:
         return super().ask(**{"v": self.version, **request})
@@ -70,7 +70,7 @@ class Launcher:
 
     def __init__(self, folder: Path, kind: str, version: int) -> None:
         self._within: tuple[str, ...] = ()
-        if version == forwarding.VERSION:
+        if version == protocol.VERSION:
             self._programs = Path(launcher(kind)).parent
         elif kind == "c":
             self._programs = folder / "bin"
@@ -141,7 +141,7 @@ def test_an_agent_of_another_version_leaves_calls_to_their_launchers(
     node: Node, tmp_path: Path, kind: str, version: int
 ) -> None:
     with agent_of(version, node) as agent:
-        assert_it_runs_alone(node, Launcher(tmp_path, kind, forwarding.VERSION), tmp_path)
+        assert_it_runs_alone(node, Launcher(tmp_path, kind, protocol.VERSION), tmp_path)
         assert ran(agent) == 0
         assert turned_away(agent) == 7
         # Among themselves they understand each other.

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-from tests.functional.agent.lab import eventually
-from tests.functional.clients.lab import Machine
-from tests.functional.masquerade.lab import SIDES, V4, V6, Side
+from tests.functional.agent.own_agent import eventually
+from tests.functional.clients.client_machine import Machine
+from tests.functional.masquerade.masquerade_pod import SIDES, V4, V6, Side
 from tests.harness import peer
 
 
@@ -42,7 +42,7 @@ class Client:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ends it as a machine that is switched off does: nobody is told, and the kernel forgets."""
+        """Ends it as a machine that is switched off does: it informs no server, and the kernel forgets."""
         self.end()
         self.machine.run("ip", "link", "set", "eth0", "down")
         self.machine.run("ip", "addr", "flush", "dev", "eth0")
@@ -96,18 +96,18 @@ class Udhcpc(Client):
     def release(self) -> None:
         self.machine.run("sh", "-c", "kill -USR2 $(cat /run/udhcpc.pid)")
 
-    def told(self) -> dict[str, str]:
-        """What the script is told."""
+    def reported(self) -> dict[str, str]:
+        """The environment of the script."""
         lines = self.machine.read("/run/udhcpc.bound").splitlines()
         return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
     def learnt(self) -> Learnt:
-        told = self.told()
+        reported = self.reported()
         return Learnt(
             resolv_conf(self.machine).nameservers,
-            tuple(told.get("search", "").split()),
-            told.get("hostname", ""),
-            tuple(told.get("ntpsrv", "").split()),
+            tuple(reported.get("search", "").split()),
+            reported.get("hostname", ""),
+            tuple(reported.get("ntpsrv", "").split()),
         )
 
 
@@ -167,26 +167,32 @@ class Dhcpcd(Client):
     sides = SIDES
 
     def start(self) -> None:
-        self.machine.start("dhcpcd -d -w --waitip=46 eth0")
+        # Once in the background it writes to its own log only.
+        self.machine.start("dhcpcd -d -j /run/clients.dhcpcd -w --waitip=46 eth0")
 
     def end(self) -> None:
-        self.machine.start("dhcpcd -x eth0")
-        assert eventually(lambda: not self.machine.read("/run/dhcpcd/eth0.pid"))
+        self._leave("-x")
 
     def renew(self) -> None:
         self.machine.start("dhcpcd -N eth0")
 
     def release(self) -> None:
-        self.machine.start("dhcpcd -k eth0")
+        self._leave("-k")
+
+    def _leave(self, how: str) -> None:
+        """Asks the daemon to exit: on a busy machine that takes longer than the program itself waits."""
+        self.machine.start(f"dhcpcd {how} eth0 || echo 'dhcpcd {how}: not yet'")
+        if not eventually(lambda: not self.machine.read("/run/dhcpcd/eth0.pid")):
+            raise AssertionError(f"dhcpcd {how}: {self.machine.read('/run/clients.dhcpcd')}")
 
     def learnt(self) -> Learnt:
-        # It puts the domain behind the name that it was told.
+        # It puts the domain behind the name that it was given.
         hostname = self.machine.run("hostname").stdout.strip().partition(".")[0]
         return resolv_conf(self.machine)._replace(hostname=hostname)
 
 
 class Networkd(Client):
-    """systemd's, configured as netplan and cloud-init do it. Without D-Bus nobody can tell it to renew."""
+    """systemd's, configured as netplan and cloud-init do it. Without D-Bus it takes no command to renew."""
 
     name = "systemd-networkd"
     needs = ("/lib/systemd/systemd-networkd",)

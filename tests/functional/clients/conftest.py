@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.clients.lab import Lab
+from tests.functional.clients.client_machine import Lab
 
 
 @pytest.fixture

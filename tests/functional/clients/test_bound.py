@@ -1,5 +1,7 @@
-"""Machines behind the two bindings, served by the node's agent: what each client makes of it, and whether
-what it has configured works."""
+"""Machines behind the two bindings, served by the node's agent.
+
+What each client makes of it, and whether what it has configured works.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,18 @@ from collections import Counter
 
 import pytest
 
-from tests.functional.agent.lab import RunningAgent, eventually
-from tests.functional.clients.clients import CLIENTS, Client, Dhclient, Dhclient6, Dhcpcd, Learnt, Udhcpc
-from tests.functional.clients.lab import MASQUERADE, MTU, VM_BRIDGE, WISHES, Lab, Way
-from tests.functional.masquerade.lab import V4, V6, Answer, Side, who_answers
+from tests.functional.agent.own_agent import RunningAgent, eventually
+from tests.functional.clients.client_machine import MASQUERADE, MTU, OPTIONS, VM_BRIDGE, Lab, Way
+from tests.functional.clients.clients import (
+    CLIENTS,
+    Client,
+    Dhclient,
+    Dhclient6,
+    Dhcpcd,
+    Learnt,
+    Udhcpc,
+)
+from tests.functional.masquerade.masquerade_pod import V4, V6, Answer, Side, who_answers
 
 pytestmark = pytest.mark.alone
 
@@ -23,12 +33,12 @@ def expected(kind: type[Client]) -> Learnt:
     """All that this client asks for."""
     families = ["." if side is V4 else ":" for side in kind.sides]
     nameservers, time_servers = (
-        tuple(address for mark in families for address in WISHES[key] if mark in address)
+        tuple(address for mark in families for address in OPTIONS[key] if mark in address)
         for key in ("nameservers", "ntpServers")
     )
     return Learnt(
         nameservers,
-        tuple(WISHES["search"]),
+        tuple(OPTIONS["search"]),
         "" if kind is Dhclient6 else "vm1",
         () if kind is Dhcpcd else time_servers,
     )
@@ -62,6 +72,24 @@ def test_a_client_configures_its_machine(lab: Lab, way: Way, kind: type[Client])
         talk(lab, side)
 
 
+# Of the default routes; the interface has more.
+MTUS = {V4: 1350, V6: 1300}
+# A guest whose interface gets another MTU by DHCP forgets its settings of IPv6 until it is given them again.
+OF_ONE_FAMILY = [kind for kind in CLIENTS if len(kind.sides) == 1]
+
+
+@EACH_WAY
+@pytest.mark.parametrize("kind", OF_ONE_FAMILY, ids=[kind.name for kind in OF_ONE_FAMILY])
+def test_a_client_learns_of_a_default_route_that_takes_less(lab: Lab, way: Way, kind: type[Client]) -> None:
+    lab.bind(way, mtus=MTUS)
+    client, machine = kind(lab.machine), lab.machine
+    client.start()
+    client.await_addresses(way.addresses)
+    for side in client.sides:
+        assert machine.mtu(side, side.outside) == MTUS[side]
+        talk(lab, side)
+
+
 def heard(agent: RunningAgent) -> Counter[str]:
     """How many of each message the agent has answered."""
     pattern = re.compile(r'cnvnet_guest_events_total{event="(.*)",service="dhcp[46]"}')
@@ -69,7 +97,7 @@ def heard(agent: RunningAgent) -> Counter[str]:
     return sum((Counter({match[1]: int(number)}) for match, number in found if match), Counter[str]())
 
 
-# What a client that has a lease is told when it asks again. Those that are missing have no way to ask.
+# The answers to a client that has a lease and asks again. Those that are missing have no way to ask.
 RENEWALS = (
     (Udhcpc, "ack"),  # by unicast
     (Dhclient, "ack"),  # after a reboot
@@ -88,7 +116,7 @@ def test_a_client_keeps_its_lease_and_gives_it_back(lab: Lab, kind: type[Client]
     client.renew()
     assert eventually(lambda: heard(agent)[event] > before[event]), heard(agent) - before
     client.await_addresses(MASQUERADE.addresses)
-    # Nobody began from the beginning.
+    # No client began from the beginning.
     assert not (heard(agent) - before).keys() & {"offer", "advertise", "rapid_reply", "nak"}
     for side in client.sides:
         talk(lab, side)

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.functional.agent.calls import cni
-from tests.functional.agent.lab import RunningAgent, eventually, first_worker, running_agent, straced
-from tests.functional.crash.remains import Remains, remains
+from tests.functional.agent.launcher_calls import cni
+from tests.functional.agent.own_agent import RunningAgent, eventually, first_worker, running_agent, straced
+from tests.functional.crash.node_state import AttachmentState, attachment_state
 from tests.functional.crash.strace import Moment, moments, without_monotony
 from tests.functional.crash.test_bridge_killed import ROUTED, VM
 from tests.harness import Node, Sandbox
@@ -55,7 +55,7 @@ def test_killed_at_any_moment_of_a_call_it_leaves_nothing_that_is_not_repaired(
 def assert_it_works(node: Node, pod: Sandbox, *, again: bool) -> None:
     outcome = cni(node, "ADD", pod, config=ROUTED, args=VM, container_id="c1")
     if again and outcome.code:
-        # Killed with everything done: nobody can tell that its caller does not know.
+        # Killed with everything done: the agent cannot tell that its caller does not know.
         assert "already exists" in outcome.error()["msg"]
         call(node, "DEL", pod)
         outcome = cni(node, "ADD", pod, config=ROUTED, args=VM, container_id="c1")
@@ -74,10 +74,10 @@ def come_and_go(node: Node, pod: Sandbox) -> None:
     call(node, "DEL", pod)
 
 
-def state(node: Node, pod: Sandbox) -> Remains:
+def state(node: Node, pod: Sandbox) -> AttachmentState:
     """All that belongs to attachments, but for the time since when a VM is stopped."""
     assert eventually(lambda: all(link["group"] == "default" for link in node.links().values()))
-    found = remains(node, pod)
+    found = attachment_state(node, pod)
     return found._replace(leases=tuple(lease._replace(since=0) for lease in found.leases))
 
 
@@ -92,7 +92,9 @@ def moments_of(node: Node, agent: RunningAgent, command: str, pod: Sandbox) -> l
     log.write_text("".join(f"1 {line}\n" for line in log.read_text().splitlines()))
     if command == "ADD":
         call(node, "DEL", pod)
-    return without_monotony(moments(log, node.folder))
+    # The line about the call is written when its caller has the answer.
+    changes = [moment for moment in moments(log, node.folder) if agent.log_file.name not in moment.text]
+    return without_monotony(changes)
 
 
 def killing(agent: RunningAgent, moment: Moment) -> AbstractContextManager[None]:

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.functional.crash import strace
-from tests.functional.crash.calls import Service, keep, serving
-from tests.functional.crash.remains import Remains, remains
+from tests.functional.crash.call_service import Service, keep, serving
+from tests.functional.crash.node_state import AttachmentState, attachment_state
 from tests.functional.crash.strace import Moment
-from tests.harness import Node, Sandbox
+from tests.harness import Node, Sandbox, peer
 
 # There are many moments, and other tests beside this one.
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
@@ -29,6 +29,11 @@ GUARDED: Final[dict[str, Any]] = {
     "ipam": {"type": "static-ip", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]},
 }
 ROUTED: Final[dict[str, Any]] = {**GUARDED, "isGateway": True, "ipMasq": True}
+# An address manager that finds the port there; its leases are kept beside the records.
+FOREIGN: Final[dict[str, Any]] = {
+    **ROUTED,
+    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]},
+}
 VM: Final = "VM_NAME=vm-a;VM_UID=1"
 POD: Final = ""
 
@@ -65,14 +70,14 @@ def again(scene: Scene) -> None:
     complete = case.command == "ADD" and recorded(scene.service.node, "c1") == "added"
     outcome = scene.service.process(case.command, "c1", pod, case.who)
     if complete:
-        # Killed with everything done: nobody can tell that its caller does not know.
+        # Killed with everything done: the plugin cannot tell that its caller does not know.
         assert "already exists" in outcome.error()["msg"]
         scene.delete("c1", pod)
         outcome = scene.service.process(case.command, "c1", pod, case.who)
     result = outcome.ok()
     if case.command == "ADD":
         scene.service.call("CHECK", "c1", pod, case.who, more={"prevResult": result}).ok()
-        assert len(remains(scene.service.node).links) == 1 if case.new else 2
+        assert len(attachment_state(scene.service.node).links) == 1 if case.new else 2
         scene.delete("c1", pod)
 
 
@@ -90,7 +95,7 @@ def deleted(scene: Scene) -> None:
 
 
 def collected(scene: Scene) -> None:
-    """Nobody ever mentions the attachment again, until there is another one."""
+    """The runtime never mentions the attachment again, until there is another one."""
     valid = [{"containerID": "neighbour", "ifname": "eth0"}]
     scene.service.call("GC", pod="", more={"cni.dev/valid-attachments": valid}).ok()
     scene.add("c2", scene.pod)
@@ -104,7 +109,7 @@ def overtaken(scene: Scene) -> None:
     scene.delete("c1", scene.pod)
     result = scene.service.call("ADD", "c2", other, scene.case.who)
     assert "already exists" in result.error()["msg"], "an attachment that works is not made once more"
-    assert (len(remains(node).links), len(remains(node, other).inside)) == (2, 1)
+    assert (len(attachment_state(node).links), len(attachment_state(node, other).inside)) == (2, 1)
     scene.delete("c2", other)
 
 
@@ -119,6 +124,8 @@ ADD_OF_A_VM: Final = Case("ADD", ROUTED, VM, False)
 ADD_WITHOUT_GATEWAY: Final = Case("ADD", GUARDED, VM, False)
 DEL_OF_A_VM: Final = Case("DEL", ROUTED, VM, False)
 DEL_OF_A_POD: Final = Case("DEL", GUARDED, POD, False)
+FOREIGN_ADD: Final = Case("ADD", FOREIGN, POD, False)
+FOREIGN_DEL: Final = Case("DEL", FOREIGN, POD, False)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +142,21 @@ DEL_OF_A_POD: Final = Case("DEL", GUARDED, POD, False)
         pytest.param(DEL_OF_A_VM, overtaken, ALL, id="del-overtaken"),
         pytest.param(DEL_OF_A_POD, deleted, ALL, id="del-of-a-pod-deleted"),
         pytest.param(DEL_OF_A_POD, collected, ALL, id="del-of-a-pod-collected"),
+        pytest.param(FOREIGN_ADD, again, EVEN, id="foreign-add-again"),
+        pytest.param(FOREIGN_ADD, deleted, ODD, id="foreign-add-deleted"),
+        pytest.param(FOREIGN_DEL, again, EVEN, id="foreign-del-again"),
+        pytest.param(FOREIGN_DEL, deleted, ODD, id="foreign-del-deleted"),
     ],
 )
 def test_killed_at_any_moment_it_leaves_nothing_that_is_not_repaired(
     node: Node, case: Case, repair: Callable[[Scene], None], part: slice
 ) -> None:
-    with serving(node, "cnv-bridge", case.config) as service:
+    with serving(node, "cnv-bridge", placed(node, case.config)) as service:
         scene = Scene(service, case, node.pod(), node.pod())
         before, moments = prepared(scene)
         missed = 0
         for moment in moments[part]:
-            put_back(scene)
+            restore_scene(scene)
             missed += run(scene, strace.killing(moment)) != -9
             with telling(f"{repair.__name__} after a kill at {moment}"):
                 repair(scene)
@@ -154,19 +165,27 @@ def test_killed_at_any_moment_it_leaves_nothing_that_is_not_repaired(
         assert missed < len(moments[part]) / 10
 
 
-def prepared(scene: Scene) -> tuple[Remains, list[Moment]]:
+def placed(node: Node, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a folder on this node for a foreign address manager's leases."""
+    if config is not FOREIGN:
+        return config
+    peer("host-local")
+    return {**config, "ipam": {**config["ipam"], "dataDir": str(node.rundir / "foreign")}}
+
+
+def prepared(scene: Scene) -> tuple[AttachmentState, list[Moment]]:
     """What is there without the attachment, and the moments of the call that is to be killed."""
     node, case = scene.service.node, scene.case
     before = state(scene)
     if not case.new:
         # A neighbour keeps the bridge, the tables and the database in use.
-        scene.service.process("ADD", "neighbour", node.pod(), "VM_NAME=neighbour").ok()
+        scene.service.process("ADD", "neighbour", node.pod(), "IgnoreUnknown=1;VM_NAME=neighbour").ok()
         scene.service.process("ADD", "c1", scene.pod, case.who).ok()
         scene.service.process("DEL", "c1", scene.pod).ok()
         before = state(scene)
     keep(node.statedir, node.folder / "state-before")
     keep(node.rundir, node.folder / "run-before")
-    put_back(scene)
+    restore_scene(scene)
     log = node.folder / "log"
     assert run(scene, strace.watching(log)) == 0
     scene.delete("c1", scene.pod)
@@ -175,7 +194,7 @@ def prepared(scene: Scene) -> tuple[Remains, list[Moment]]:
     return before, moments
 
 
-def put_back(scene: Scene) -> None:
+def restore_scene(scene: Scene) -> None:
     """The node as it was before the call that is to be killed."""
     node = scene.service.node
     if scene.case.new:
@@ -190,12 +209,15 @@ def put_back(scene: Scene) -> None:
 def run(scene: Scene, within: tuple[str, ...]) -> int:
     """The call that is to be killed."""
     case = scene.case
+    if case.config is FOREIGN and any(argument.startswith("--inject") for argument in within):
+        # Not the address manager: each program's system calls are counted by themselves.
+        within = tuple(argument for argument in within if argument != "-f")
     return scene.service.process(case.command, "c1", scene.pod, case.who, within=within).code
 
 
-def state(scene: Scene) -> Remains:
+def state(scene: Scene) -> AttachmentState:
     """All that belongs to attachments, but for the time since when a VM is stopped."""
-    found = remains(scene.service.node, scene.pod, scene.other)
+    found = attachment_state(scene.service.node, scene.pod, scene.other)
     return found._replace(leases=tuple(lease._replace(since=0) for lease in found.leases))
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.functional.bridge.ipam import ScriptedIpam
 from tests.functional.crash import strace
-from tests.functional.crash.calls import Service, keep, serving
-from tests.functional.crash.remains import Remains, remains, shared
+from tests.functional.crash.call_service import Service, keep, serving
+from tests.functional.crash.node_state import AttachmentState, attachment_state, shared
 from tests.functional.crash.strace import Moment
 from tests.functional.crash.test_bridge_killed import POD, ROUTED, VM
 from tests.functional.crash.test_static_ip_killed import CONFIG as ADDRESSES
@@ -54,8 +54,8 @@ class Scene(NamedTuple):
     former: Sandbox
     who: str
 
-    def state(self) -> Remains:
-        return remains(self.service.node, self.pod, self.former)
+    def state(self) -> AttachmentState:
+        return attachment_state(self.service.node, self.pod, self.former)
 
     def add(self, *within: str) -> Outcome:
         return self.service.process("ADD", "c1", self.pod, self.who, within=within)
@@ -80,6 +80,9 @@ def scene(
 @pytest.mark.parametrize("who", [POD, VM], ids=["first-pod", "next-pod-of-a-vm"])
 def test_whatever_the_kernel_refuses_nothing_is_left_of_a_port(node: Node, who: str, share: int) -> None:
     with scene(node, who) as here:
+        # A store's first ADD makes its files, which the next ones find there: their moments are others.
+        here.add().ok()
+        here.delete()
         moments = strace.without_monotony(moments_of(here))
         before, common = here.state(), shared(node)
         for moment in moments[share::SHARES]:
@@ -136,7 +139,7 @@ def moments_of(here: Scene) -> list[Moment]:
     return strace.moments(log, node.folder)
 
 
-def refused(here: Scene, moment: Moment, before: Remains) -> None:
+def refused(here: Scene, moment: Moment, before: AttachmentState) -> None:
     """An ADD with one system call refused: nothing has changed, or the call was not needed for anything."""
     outcome = here.add(*strace.refusing(moment, ERRORS[moment.name]))
     try:
@@ -153,7 +156,7 @@ def refused(here: Scene, moment: Moment, before: Remains) -> None:
         raise AssertionError(f"{ERRORS[moment.name]} instead of {moment}: {outcome}") from e
 
 
-def without_times(state: Remains) -> Remains:
+def without_times(state: AttachmentState) -> AttachmentState:
     return state._replace(leases=tuple(lease._replace(since=0) for lease in state.leases))
 
 
@@ -161,7 +164,7 @@ def test_without_a_way_back_from_the_pod_the_record_tells_the_next_call(node: No
     with scene(node, VM) as here:
         moments = [moment for moment in moments_of(here) if moment.name == "setns"]
         before = here.state()
-        # Not the last: a run in which nobody has to be waited for goes there once less.
+        # Not the last: a run in which no call has to be waited for goes there once less.
         never = strace.refusing(moments[-3], "EPERM")
         error = here.add(*never[:-1], f"{never[-1]}+").error()
         assert "internal error" in error["msg"]
@@ -173,7 +176,7 @@ def test_without_a_way_back_from_the_pod_the_record_tells_the_next_call(node: No
 # -- what goes wrong without strace
 
 
-def assert_undone(here: Scene, outcome: Outcome, before: Remains, *words: str) -> dict[str, Any]:
+def assert_undone(here: Scene, outcome: Outcome, before: AttachmentState, *words: str) -> dict[str, Any]:
     """The error says so, nothing is left, and the same ADD would succeed without the obstacle."""
     error = outcome.error()
     for word in words:
@@ -203,7 +206,7 @@ def test_a_gateway_that_conflicts(node: Node) -> None:
         here.add().ok()
 
 
-def test_an_address_that_somebody_else_holds(node: Node) -> None:
+def test_an_address_that_another_vm_holds_is_refused(node: Node) -> None:
     with scene(node, VM) as here:
         taken = node_addresses(here)[0]
         before = here.state()
@@ -311,7 +314,7 @@ def test_a_full_disk_below_the_leases(node: Node) -> None:
 
 
 def test_no_nft(node: Node) -> None:
-    """Once the tables are there, nobody needs it: this is the first ADD."""
+    """Once the tables are there, no call needs it: this is the first ADD."""
     libraries = sorted({path.resolve() for path in Path("/usr/lib").glob("*/libnftables.so.*")})
     script = " && ".join(f"mount --bind /dev/null {path}" for path in libraries)
     with scene(node, POD) as here:

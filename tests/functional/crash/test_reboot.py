@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.functional.crash.calls import Service, addresses, serving
-from tests.functional.crash.remains import leases, remains
+from tests.functional.crash.call_service import Service, addresses, serving
+from tests.functional.crash.node_state import attachment_state, leases
 from tests.functional.crash.test_bridge_killed import ROUTED, VM
 from tests.functional.crash.test_static_ip_killed import CONFIG as THREE_ADDRESSES
 from tests.functional.crash.test_static_ip_killed import NEIGHBOUR
@@ -45,10 +45,10 @@ def test_a_vm_has_its_address_after_the_node_was_started_again(node: Node) -> No
         service.process("DEL", "c2", "/run/netns/gone").ok()
         service.process("CHECK", "c3", pod, VM, more={"prevResult": after}).ok()
         service.process("DEL", "c3", pod, VM).ok()
-        assert remains(again, pod)[:4] == ((), (), (), ())
+        assert attachment_state(again, pod)[:4] == ((), (), (), ())
 
 
-def test_records_of_another_boot_hold_nobody_up(node: Node) -> None:
+def test_records_of_another_boot_hold_no_call_up(node: Node) -> None:
     """Where RUNDIR is on a disk."""
     with serving(node, "cnv-bridge", ROUTED) as service:
         pod = node.pod()
@@ -64,10 +64,10 @@ def test_records_of_another_boot_hold_nobody_up(node: Node) -> None:
         assert addresses(service.process("ADD", "c1", pod, VM)) == before
         valid = [{"containerID": "c1", "ifname": "eth0"}]
         service.call("GC", pod="", more={"cni.dev/valid-attachments": valid}).ok()
-        assert len(remains(again, pod).links) == 1
+        assert len(attachment_state(again, pod).links) == 1
         assert [lease.holders for lease in leases(again)] == [(("c1", "active"),)]
         service.process("DEL", "c1", pod, VM).ok()
-        assert remains(again, pod)[:4] == ((), (), (), ())
+        assert attachment_state(again, pod)[:4] == ((), (), (), ())
 
 
 @pytest.fixture

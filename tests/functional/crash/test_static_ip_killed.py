@@ -8,15 +8,15 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.functional.crash import strace
-from tests.functional.crash.calls import Service, addresses, keep, serving
-from tests.functional.crash.remains import files, held, leases
+from tests.functional.crash.call_service import Service, addresses, keep, serving
+from tests.functional.crash.node_state import files, held, leases
 from tests.functional.crash.strace import Moment
 from tests.harness import Node
 
 # There are many moments, and other tests beside this one.
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
 
-# One for each of those who ask, and none to lose.
+# One for each container that asks, and none to lose.
 CONFIG: Final[dict[str, Any]] = {
     "cniVersion": "1.1.0",
     "name": "blue",
@@ -113,7 +113,7 @@ REPAIRS: Final = (again, deleted, collected, overtaken)
 
 @pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_killed_at_any_moment_nobody_loses_an_address_or_shares_one(
+def test_killed_at_any_moment_no_pod_loses_an_address_or_shares_one(
     node: Node, case: Case, share: int
 ) -> None:
     with serving(node, "static-ip", CONFIG) as service:
@@ -145,17 +145,17 @@ def killed_at_each(service: Service, case: Case, share: int) -> Iterator[Moment]
 
 
 def assert_well(service: Service, case: Case) -> None:
-    """All three who are there have an address of their own, and it can all be given back."""
+    """All three containers have an address of their own, and it can all be given back."""
     known = {lease.key: lease.ips for lease in leases(service.node)}
     service.call("DEL", "c1").ok()
-    mine = addresses(service.call("ADD", "c2", args=case.who))
+    own = addresses(service.call("ADD", "c2", args=case.who))
     if case.who:
-        assert tuple(mine) == known.get("blue/default/vm-a/eth0", tuple(mine))
-        assert mine == addresses(service.call("ADD", "c3", args=case.who))
+        assert tuple(own) == known.get("blue/default/vm-a/eth0", tuple(own))
+        assert own == addresses(service.call("ADD", "c3", args=case.who))
     theirs = addresses(service.call("ADD", "c-other"))
     neighbours = addresses(service.call("ADD", "c-neighbour", args=NEIGHBOUR))
     assert tuple(neighbours) == known.get("blue/default/neighbour/eth0", tuple(neighbours))
-    assert len({*mine, *theirs, *neighbours}) == 3
+    assert len({*own, *theirs, *neighbours}) == 3
     for container in ("c2", "c3", "c-other", "c-neighbour"):
         service.call("DEL", container).ok()
     assert held(service.node) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnvnet.agent import listener
-from cnvnet.agent.listener import Unusable
+from cnvnet.agent.listener import Locked, Unusable
 
 
 def test_a_socket_of_a_dead_agent_is_replaced(tmp_path: Path) -> None:
@@ -38,6 +38,10 @@ def test_the_lock_is_free_when_its_holder_has_gone(tmp_path: Path) -> None:
     os.close(listener.lock(folder))
     os.close(listener.lock(folder))
     assert os.stat(f"{folder}/agent.lock").st_mode & 0o777 == 0o600
+    held = listener.lock(folder)
+    with pytest.raises(Locked, match=f"another agent serves {folder}"):
+        listener.lock(folder)
+    os.close(held)
     (tmp_path / "file").touch()
     with pytest.raises(Unusable, match=r"agent\.lock"):
         listener.lock(str(tmp_path / "file"))

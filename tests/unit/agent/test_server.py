@@ -12,8 +12,8 @@ import pytest
 
 from cnvnet.agent import listener
 from cnvnet.agent.connection import Document
-from cnvnet.agent.foreman import Foreman
-from cnvnet.agent.server import Kind, Server
+from cnvnet.agent.server import Handler, Server
+from cnvnet.agent.supervisor import Supervisor
 from cnvnet.cni.errors import CNIError
 
 Observed = list[tuple[str, int]]
@@ -28,13 +28,17 @@ def refuse(_: Document) -> Document:
 
 
 def crash(_: Document) -> Document:
-    raise ZeroDivisionError("as it was told")
+    raise ZeroDivisionError("as the test says")
 
 
-KINDS = {"echo": Kind("echo", echo), "refuse": Kind("refuse", refuse), "crash": Kind("crash", crash)}
+KINDS = {
+    "echo": Handler("echo", echo),
+    "refuse": Handler("refuse", refuse),
+    "crash": Handler("crash", crash),
+}
 
 
-def find(document: Document) -> Kind | None:
+def route(document: Document) -> Handler | None:
     return KINDS.get(str(document.get("do")))
 
 
@@ -45,25 +49,25 @@ def observed() -> Observed:
 
 @pytest.fixture
 def path(tmp_path: Path, observed: Observed) -> Iterator[Path]:
-    door = listener.bound(str(tmp_path / "agent.sock"))
-    server = Server(door.socket, find, lambda kind, code: observed.append((kind, code)), Foreman())
+    own = listener.bound(str(tmp_path / "agent.sock"))
+    server = Server(own.socket, route, lambda kind, code: observed.append((kind, code)), Supervisor())
     server.start()
     try:
         yield tmp_path / "agent.sock"
         assert server.is_alive()
     finally:
-        door.hide()
+        own.hide()
         server.stop()
-        door.socket.close()
+        own.socket.close()
     assert not server.is_alive()
 
 
-def test_whoever_is_silent_does_not_keep_it_from_ending(
+def test_a_silent_caller_does_not_keep_the_server_from_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cnvnet.agent.connection.SECONDS", 1000.0)
-    door = listener.bound(str(tmp_path / "agent.sock"))
-    server = Server(door.socket, find, lambda _kind, _code: None, Foreman())
+    own = listener.bound(str(tmp_path / "agent.sock"))
+    server = Server(own.socket, route, lambda _kind, _code: None, Supervisor())
     with ExitStack() as opened:
         callers = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)]
         for each in callers:
@@ -71,10 +75,10 @@ def test_whoever_is_silent_does_not_keep_it_from_ending(
         callers[1].sendall(b"\0")
         content = json.dumps({"v": 1, "do": "echo", "say": "late"}).encode()
         callers[2].sendall(len(content).to_bytes(4, "big") + content)
-        door.hide()
+        own.hide()
         server.stop()
         assert [b"late" in each.recv(1000) for each in callers] == [False, False, True, False]
-    door.socket.close()
+    own.socket.close()
 
 
 def ask(path: Path, document: Document) -> Document:
@@ -96,7 +100,7 @@ def test_each_kind_is_answered_and_counted(path: Path, observed: Observed) -> No
         error = ask(path, {"v": 1, "do": "crash"})["error"]
         assert error == {
             "code": 999,
-            "msg": "internal error of the agent: ZeroDivisionError: as it was told",
+            "msg": "internal error of the agent: ZeroDivisionError: as the test says",
         }
         assert ask(path, {"v": 1, "do": "sing"}) == {"v": 1, "unsupported": True}
     assert observed == [("echo", 0), ("refuse", 50), ("crash", 999), ("unknown", 501)] * 3
