@@ -1,4 +1,4 @@
-"""Prints what each suite's report in a folder says and, as its last line, the sum; fails if a test did."""
+"""Prints the counts of each suite's report in a folder, their sum last. Fails if a test has failed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def read_report(path: Path) -> Counts:
 
 
 def main(folder: Path) -> int:
+    """Print the sums; the exit status of the whole run."""
     counts = {path.stem: read_report(path) for path in sorted(folder.glob("*.xml"))}
     failed = folder / "failed"
     for suite in failed.read_text().split() if failed.exists() else []:

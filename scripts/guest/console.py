@@ -1,4 +1,4 @@
-"""The guest's serial line: commands in, what they print and how they end out."""
+"""The guest's serial line: runs commands in the guest's shell and reads their output and exit status."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from typing import NamedTuple
 
 
-class Ended(NamedTuple):
-    """A command that has ended: its exit status, and standard output and error as one."""
+class CommandResult(NamedTuple):
+    """A command that has ended: its exit status, and its standard output and error as one text."""
 
     status: int
     output: str
@@ -22,17 +22,17 @@ class Ended(NamedTuple):
 
 
 class Console:
-    """`line` is the far end of ttyS0; it is not closed here."""
+    """`line` is the socket that QEMU connects to the guest's ttyS0; the caller closes it."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        self._heard = b""
+        self._received = b""
 
     def wait_ready(self, seconds: float) -> None:
         """Until the guest's first program has done its work."""
         self._read_until(b"ready\n", seconds)
 
-    def run(self, command: str, seconds: float) -> Ended:
+    def run(self, command: str, seconds: float) -> CommandResult:
         """A command of the guest's shell, TimeoutError if it takes longer than that."""
         mark = secrets.token_hex(8)
         # Within quotes the mark is in two pieces, so that no echo of the line can be taken for the end.
@@ -42,11 +42,11 @@ class Console:
         self._line.sendall(line.encode())
         output = self._read_until(mark.encode(), seconds)
         status = self._read_until(b"\n", seconds)
-        return Ended(int(status), output.decode(errors="replace"))
+        return CommandResult(int(status), output.decode(errors="replace"))
 
     def _read_until(self, end: bytes, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
-        while end not in self._heard:
+        while end not in self._received:
             self._line.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
                 read = self._line.recv(65536)
@@ -54,10 +54,10 @@ class Console:
                 raise TimeoutError(f"{seconds} s without {end!r} from the guest: {self.tail()}") from None
             if not read:
                 raise RuntimeError(f"the guest is gone: {self.tail()}")
-            self._heard += read
-        found, _, self._heard = self._heard.partition(end)
-        return found
+            self._received += read
+        output, _, self._received = self._received.partition(end)
+        return output
 
     def tail(self) -> str:
-        """The last of what was heard."""
-        return self._heard[-2000:].decode(errors="replace")
+        """The last 2,000 bytes that came and no command has taken, for error messages."""
+        return self._received[-2000:].decode(errors="replace")

@@ -49,11 +49,11 @@ def image() -> Image:
 
 def _newest_kernel() -> Path:
     """The cloud flavour boots fastest: it knows hardly any hardware."""
-    places = (Path("/boot"), *CHECKOUT.glob(".tools/debian/linux-image-*/boot"))
-    found = [path for place in places for path in place.glob("vmlinuz-*-cloud-amd64")]
-    if not found:
+    folders = (Path("/boot"), *CHECKOUT.glob(".tools/debian/linux-image-*/boot"))
+    kernels = [path for place in folders for path in place.glob("vmlinuz-*-cloud-amd64")]
+    if not kernels:
         raise RuntimeError(f"no kernel for a guest in /boot: {_INSTALL}")
-    return max(found, key=_version)
+    return max(kernels, key=_version)
 
 
 def _version(path: Path) -> list[int]:
@@ -73,8 +73,8 @@ def _modules(kernel: Path) -> list[Path]:
 
 
 def _find(name: str) -> Path | None:
-    found = shutil.which(name, path=f"/bin:/usr/bin:/sbin:/usr/sbin:{CHECKOUT / '.tools/bin'}")
-    return Path(found) if found is not None else None
+    path = shutil.which(name, path=f"/bin:/usr/bin:/sbin:/usr/sbin:{CHECKOUT / '.tools/bin'}")
+    return Path(path) if path is not None else None
 
 
 def _fingerprint(parts: list[Path]) -> str:
@@ -124,8 +124,8 @@ def _libraries(program: Path) -> Iterator[Path]:
     """What a program is linked with, its loader included; nothing for a static one."""
     done = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        if found := re.search(r"(?:=> |^\s*)(/\S+)", line):
-            yield Path(found[1])
+        if match := re.search(r"(?:=> |^\s*)(/\S+)", line):
+            yield Path(match[1])
 
 
 def _output(*argv: str) -> str:

@@ -1,25 +1,28 @@
 """QEMU with one network card on a tap, in the namespace and as the user that KubeVirt would run it.
 
-It is handed its ends of all connections when it is started, so that no file of it is anywhere, and it dies
-with whoever started it.
+QEMU inherits its ends of all connections as descriptors, so that it needs no socket files, and the kernel
+kills it when the process that started it ends (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any, NamedTuple, Self
 
-from scripts.guest.console import Console, Ended
+from scripts.guest import tap
+from scripts.guest.console import CommandResult, Console
 from scripts.guest.image import image
 from scripts.guest.qmp import Qmp
 
-# The user that KubeVirt runs QEMU as, who has no capability.
+# The user that KubeVirt runs QEMU as; it has no capabilities.
 QEMU_USER = 107
-# Longer than anything takes on a busy machine without KVM.
+# Seconds: longer than any step takes on a busy machine without KVM.
 PATIENCE = 90.0
 
 _AS_QEMU_USER = (
@@ -31,7 +34,7 @@ _MACHINE = (
     *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
     # On a busy machine the kernel may find its timer too slow to be one, and would panic.
     *("-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 audit=0 no_timer_check"),
-    # A place of its own, which the card can be pulled out of and put back into.
+    # A PCIe slot of its own: the root bus of q35 has no hotplug.
     *("-device", "pcie-root-port,id=socket,chassis=1"),
 )
 
@@ -49,21 +52,22 @@ class Nic(NamedTuple):
     queues: int = 1
 
 
-class Guest:
+class QemuGuest:
     """A running virtual machine; as a context manager it ends with the block.
 
-    One that is started with `incoming` boots nothing: it waits for another to migrate into it.
+    With `incoming` it boots nothing and waits until another guest migrates into it.
     """
 
     def __init__(self, netns: str, nic: Nic, *, incoming: bool = False) -> None:
+        self._netns = netns
         self._nic = nic
-        self._mouth: socket.socket | None = None
+        self._migration_target: socket.socket | None = None
         with ExitStack() as undo:
             line, serial = _pair(undo)
             control, monitor = _pair(undo)
             target = None
             if incoming:
-                self._mouth, target = _pair(undo)
+                self._migration_target, target = _pair(undo)
             self._errors = undo.enter_context(tempfile.TemporaryFile("w+"))
             self._process = _start(netns, nic, serial, monitor, target, self._errors)
             undo.callback(self._end)
@@ -78,7 +82,7 @@ class Guest:
                 if not incoming:
                     self._console.wait_ready(PATIENCE)
             except (OSError, RuntimeError) as e:
-                raise RuntimeError(f"{e}: {self._written()}") from e
+                raise RuntimeError(f"{e}: {self._error_output()}") from e
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -88,23 +92,25 @@ class Guest:
         self.close()
 
     def close(self) -> None:
+        """End the virtual machine."""
         self._undo.close()
 
     @property
     def pid(self) -> int:
+        """The process of QEMU."""
         return self._process.pid
 
-    def run(self, command: str, *, seconds: float = PATIENCE) -> Ended:
+    def run(self, command: str, *, seconds: float = PATIENCE) -> CommandResult:
         """A command of the guest's shell. TimeoutError if it has not ended by then."""
         return self._console.run(command, seconds)
 
     def ask_dhcp(self, ifname: str = "eth0") -> dict[str, str]:
-        """What the interface is given by DHCP, and has from then on: udhcpc's variables.
+        """Configures the interface by DHCP and returns udhcpc's variables.
 
-        The client stays, as process /run/udhcpc.IFNAME, until the next is asked for; SIGUSR1 makes it renew
+        The client stays until the next call (/run/udhcpc.IFNAME has its process id); SIGUSR1 makes it renew
         the lease.
         """
-        # One that is left over from a card that was pulled out would take the addresses away again.
+        # A client that is left from a card that was pulled out would take the addresses away again.
         self.run(f"[ ! -e /run/udhcpc.{ifname} ] || kill $(cat /run/udhcpc.{ifname})")
         options = "".join(f" -O {name}" for name in ("search", "mtu", "staticroutes"))
         client = f"udhcpc -i {ifname} -n -t 30 -T 1{options} -s /bin/udhcpc-script -p /run/udhcpc.{ifname}"
@@ -113,15 +119,15 @@ class Guest:
         return self.lease(ifname)
 
     def ask_dhcp6(self, ifname: str = "eth0") -> dict[str, str]:
-        """What the interface is given by DHCPv6, and has from then on: dhclient's variables."""
+        """Configures the interface by DHCPv6 and returns dhclient's variables."""
         files = f"-lf /run/dhclient6.{ifname}.leases -pf /run/dhclient6.{ifname}"
         self.run(f"timeout 60 dhclient -6 -1 -v -sf /bin/dhclient-script {files} {ifname}").ok()
         return self.lease(ifname, v6=True)
 
     def ask_udhcpc6(self, ifname: str = "eth0") -> dict[str, str]:
-        """What the interface is given by DHCPv6 with busybox's client, and has from then on: its variables.
+        """Configures the interface by busybox's DHCPv6 client and returns its variables.
 
-        The client stays, as process /run/udhcpc6.IFNAME; SIGUSR1 makes it renew the lease.
+        The client stays (its process id is in /run/udhcpc6.IFNAME); SIGUSR1 makes it renew the lease.
         """
         ready = f"until ip -6 addr show dev {ifname} scope link | grep inet6; do usleep 100000; done"
         self.run(f"ip link set {ifname} up; {ready}").ok()
@@ -131,7 +137,7 @@ class Guest:
         return self.lease(ifname, v6=True)
 
     def lease(self, ifname: str = "eth0", *, v6: bool = False) -> dict[str, str]:
-        """What the client was told last."""
+        """The variables of the client's last lease."""
         shown = self.run(f"cat /run/lease{'6' if v6 else ''}.{ifname}").ok()
         return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
@@ -141,36 +147,41 @@ class Guest:
         return self.run(f"ip link set {ifname} up; until {look}; do usleep 100000; done").ok().strip()
 
     def unplug(self) -> None:
-        """The card is pulled out of the running guest, and its tap let go."""
+        """Pulls the card out of the running guest, and makes QEMU close its tap."""
         self.qmp.execute("device_del", id="card")
         self.qmp.wait("DEVICE_DELETED", device="card")
         self.qmp.execute("netdev_del", id="tap")
 
     def plug(self) -> None:
-        """The card is put back, on whatever tap has its name now."""
-        self.qmp.execute("netdev_add", **_netdev(self._nic))
+        """Plugs the card in again, on the tap that has its name now."""
+        names: list[str] = []
+        with ExitStack() as undo:
+            for fd in _tap_descriptors(self._netns, self._nic, undo):
+                names.append(f"queue{len(names)}")
+                self.qmp.execute("getfd", send=fd, fdname=names[-1])
+        self.qmp.execute("netdev_add", **_netdev(self._nic, names))
         self.qmp.execute("device_add", **_card(self._nic))
 
-    def migrate(self, target: Guest) -> None:
-        """The guest goes on in `target`, which was started to wait for it; here it stays stopped."""
-        assert target._mouth is not None, "the target was not started with incoming"
-        self.qmp.execute("getfd", fd=target._mouth.fileno(), fdname="target")
-        target._mouth.close()
+    def migrate(self, target: QemuGuest) -> None:
+        """Moves the guest to `target`, which was started with `incoming`; here it stays stopped."""
+        assert target._migration_target is not None, "the target was not started with incoming"
+        self.qmp.execute("getfd", send=target._migration_target.fileno(), fdname="target")
+        target._migration_target.close()
         self.qmp.execute("migrate", uri="fd:target")
         deadline = time.monotonic() + PATIENCE
         while (status := self.qmp.execute("query-migrate").get("status")) != "completed":
             if status in ("failed", "cancelled") or time.monotonic() > deadline:
-                raise RuntimeError(f"migration {status}: {self._written()}{target._written()}")
+                raise RuntimeError(f"migration {status}: {self._error_output()}{target._error_output()}")
             time.sleep(0.02)
 
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
 
-    def _written(self) -> str:
-        """What QEMU has complained about."""
+    def _error_output(self) -> str:
+        """QEMU's error messages, with the remedy where one is known."""
         self._errors.seek(0)
-        return self._errors.read().strip()
+        return tap.with_remedy(self._errors.read().strip())
 
 
 def _pair(undo: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -188,11 +199,14 @@ def _start(
     errors: IO[str],
 ) -> subprocess.Popen[str]:
     made = image()
-    # As descriptors: QEMU's user may not be able to reach where the files are.
-    with made.kernel.open("rb") as kernel, made.initrd.open("rb") as initrd:
+    with ExitStack() as undo:
+        # As descriptors: QEMU's user may not be able to reach where the files are.
+        kernel, initrd = (undo.enter_context(path.open("rb")) for path in made)
+        handed = _tap_descriptors(netns, nic, undo)
         command = [
             "nsenter",
             f"--net={netns}",
+            *(() if handed else tap.WITH_OWN_DEVICE),
             *_AS_QEMU_USER,
             *_MACHINE,
             *("-smp", str(nic.queues)),
@@ -204,7 +218,7 @@ def _start(
                 "-mon",
                 "chardev=control,mode=control",
             ),
-            *("-netdev", _options("tap", _netdev(nic), without="type")),
+            *("-netdev", _options("tap", _netdev(nic, handed), without="type")),
             *("-device", _options("virtio-net-pci", _card(nic), without="driver")),
         ]
         if incoming is not None:
@@ -213,21 +227,39 @@ def _start(
             each.fileno() for each in (kernel, initrd, serial, monitor, incoming) if each is not None
         ]
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, text=True, pass_fds=inherited
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            text=True,
+            pass_fds=[*inherited, *handed],
         )
 
 
-def _netdev(nic: Nic) -> dict[str, Any]:
-    """Arguments of netdev_add. There may be no vhost here, and it would not change what is tested."""
-    opened = {
-        "type": "tap",
-        "id": "tap",
-        "ifname": nic.tap,
-        "script": "no",
-        "downscript": "no",
-        "vhost": False,
-    }
-    return opened | ({"queues": nic.queues} if nic.queues > 1 else {})
+def _tap_descriptors(netns: str, nic: Nic, undo: ExitStack) -> list[int]:
+    """The tap's queues, open for QEMU until `undo`; none where QEMU can open them itself."""
+    if tap.can_have_own_device():
+        return []
+    flags = tap.VNET_HDR | (tap.MULTI_QUEUE if nic.queues > 1 else 0)
+    opened: list[int] = []
+    for _ in range(nic.queues):
+        opened.append(tap.open_tap(netns, nic.tap, flags))
+        undo.callback(os.close, opened[-1])
+    return opened
+
+
+def _netdev(nic: Nic, handed: Sequence[object] = ()) -> dict[str, Any]:
+    """Arguments of netdev_add; `handed` are the numbers or names of descriptors that QEMU was given.
+
+    There may be no vhost here, and it would not change what is tested.
+    """
+    if handed:
+        key = "fd" if len(handed) == 1 else "fds"
+        backend: dict[str, Any] = {key: ":".join(map(str, handed))}
+    else:
+        backend = {"ifname": nic.tap, "script": "no", "downscript": "no"}
+        backend |= {"queues": nic.queues} if nic.queues > 1 else {}
+    return {"type": "tap", "id": "tap", **backend, "vhost": False}
 
 
 def _card(nic: Nic) -> dict[str, Any]:

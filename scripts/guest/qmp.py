@@ -16,14 +16,18 @@ class Qmp:
         self._events: list[dict[str, Any]] = []
 
     def negotiate(self) -> None:
+        """Leave the mode in which QEMU takes no commands but this one."""
         greeting = self._receive()
         assert "QMP" in greeting, greeting
         self.execute("qmp_capabilities")
 
-    def execute(self, command: str, *, fd: int | None = None, **arguments: object) -> dict[str, Any]:
-        """What the command returned; RuntimeError with QEMU's words if it failed. `fd` goes along."""
+    def execute(self, command: str, *, send: int | None = None, **arguments: object) -> dict[str, Any]:
+        """What the command returned; RuntimeError with QEMU's words if it failed.
+
+        `send` is a descriptor that goes along.
+        """
         text = json.dumps({"execute": command, "arguments": arguments}).encode()
-        socket.send_fds(self._connection, [text], [] if fd is None else [fd])
+        socket.send_fds(self._connection, [text], [] if send is None else [send])
         while True:
             message = self._receive()
             if "error" in message:

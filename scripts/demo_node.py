@@ -1,7 +1,7 @@
-"""The node of the story: the namespaces that scripts/demo made play it.
+"""The demo's node: the namespaces that scripts/demo has made stand for a machine.
 
-/run and /var/lib become folders in memory, so that cnitool, the plugins and the agent keep their files where
-they would on a real one.
+/run and /var/lib become file systems in memory, so that cnitool, the plugins and the agent keep their files
+at the paths of a real node.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnvnet.ipam.lease import Key, Lease
-from cnvnet.ipam.sqlite import Sqlite
+from cnvnet.ipam.lease import Lease, LeaseKey
+from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kernel.links import RETIRED_GROUP
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 IFNAME = "eth0"
 _NAMESPACE = "default"
 _STATEDIR = "/var/lib/cnvnet"
 _AGENT_SOCKET = Path("/run/cnvnet/agent.sock")
-# How long the agent may take to listen, on a slow machine.
+# Seconds that the agent may take to listen, on a slow machine.
 _STARTING = 30.0
-# How long it may take to delete retired links (cnvnet.kernel.retired).
+# Seconds that the agent may take to delete the links that a DEL has put off (cnvnet.kernel.deferred).
 _DELETING = 5.0
 
 
-class Refused(Exception):
+class CallFailed(Exception):
     """A CNI call that ended with an error; the text is the error's message."""
 
 
@@ -43,8 +43,8 @@ class Vm(NamedTuple):
     network: str
 
 
-class Pod(NamedTuple):
-    """A namespace that a VM is attached in, and what the plugins said about it."""
+class AttachedPod(NamedTuple):
+    """A pod's network namespace with a VM's interface in it, and the result of its ADD."""
 
     vm: Vm
     name: str
@@ -53,11 +53,12 @@ class Pod(NamedTuple):
 
     @property
     def netns(self) -> str:
+        """The path of the pod's namespace."""
         return netns(self.name)
 
 
-def make() -> None:
-    """Nothing here may happen in the machine's own namespaces."""
+def set_up() -> None:
+    """Mounts the node's folders. Exits when it does not run in namespaces of scripts/demo."""
     if os.getpid() != 1:
         sys.exit("demo: start me as scripts/demo")
     for place in ("/run", "/var/lib"):
@@ -66,7 +67,7 @@ def make() -> None:
 
 
 def start_agent() -> None:
-    """It ends with the namespaces, as everything does."""
+    """Starts cnvnet-agent, which ends with the namespaces, and waits until it listens."""
     log = Path("/run/cnvnet-agent.log")
     with log.open("w") as out:
         command = [str(CHECKOUT / ".venv/bin/cnvnet-agent"), "--log-format", "text"]
@@ -79,6 +80,7 @@ def start_agent() -> None:
 
 
 def run(*argv: str) -> str:
+    """Run a program; what it printed. RuntimeError if it fails."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)}: {done.stdout}{done.stderr}")
@@ -86,11 +88,12 @@ def run(*argv: str) -> str:
 
 
 def netns(pod: str) -> str:
+    """The path of a pod's namespace."""
     return f"/run/netns/{pod}"
 
 
 def links() -> str:
-    """The names of the node's links, once the agent has deleted what it is about to."""
+    """The names of the node's links, after the agent has deleted those that DEL has put off."""
     deadline = time.monotonic() + _DELETING
     while True:
         links = json.loads(run("ip", "-j", "link"))
@@ -100,22 +103,23 @@ def links() -> str:
         time.sleep(0.02)
 
 
-def attach(vm: Vm, pod: str, *, wish: str = "") -> Pod:
-    """A new pod for the VM, attached to its network. Refused when the plugins say no."""
+def attach(vm: Vm, pod: str, *, requested_ip: str = "") -> AttachedPod:
+    """Makes a pod and attaches it to the VM's network. CallFailed when a plugin refuses the ADD."""
     run("ip", "netns", "add", pod)
     run("ip", "-n", pod, "link", "set", "lo", "up")
-    result = _cnitool("add", vm, pod, wish=wish)
+    result = _cnitool("add", vm, pod, requested_ip=requested_ip)
     (inside,) = (link for link in result["interfaces"] if link.get("sandbox"))
-    return Pod(vm, pod, IPv4Interface(result["ips"][0]["address"]), inside["mac"])
+    return AttachedPod(vm, pod, IPv4Interface(result["ips"][0]["address"]), inside["mac"])
 
 
-def detach(pod: Pod) -> None:
+def detach(pod: AttachedPod) -> None:
+    """Delete the pod's attachment and its namespace."""
     _cnitool("del", pod.vm, pod.name)
     run("ip", "netns", "del", pod.name)
 
 
-def _cnitool(verb: str, vm: Vm, pod: str, *, wish: str = "") -> dict[str, Any]:
-    """One call as a runtime makes it, with the VM's identity in CNI_ARGS."""
+def _cnitool(verb: str, vm: Vm, pod: str, *, requested_ip: str = "") -> dict[str, Any]:
+    """Makes one CNI call as a runtime does, with the VM's identity in CNI_ARGS."""
     args = (
         f"IgnoreUnknown=1;VM_NAMESPACE={_NAMESPACE};VM_NAME={vm.name};VM_UID={vm.uid};VM_INTERFACE={IFNAME}"
     )
@@ -123,25 +127,25 @@ def _cnitool(verb: str, vm: Vm, pod: str, *, wish: str = "") -> dict[str, Any]:
         "PATH": os.environ["PATH"],
         "CNI_PATH": str(CHECKOUT / ".venv/bin"),
         "NETCONFPATH": str(CHECKOUT / "conf"),
-        "CNI_ARGS": f"{args};IP={wish}" if wish else args,
+        "CNI_ARGS": f"{args};IP={requested_ip}" if requested_ip else args,
         "CNI_IFNAME": IFNAME,
     }
     command = [str(CHECKOUT / ".tools/bin/cnitool"), verb, vm.network, netns(pod)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Refused((done.stderr or done.stdout).strip())
+        raise CallFailed((done.stderr or done.stdout).strip())
     result: dict[str, Any] = json.loads(done.stdout or "{}")
     return result
 
 
 def lease(vm: Vm) -> Lease | None:
     """The VM's, as the embedded store has it."""
-    with Sqlite(_STATEDIR).reading() as store:
-        return store.get(Key(vm.network, _NAMESPACE, vm.name, IFNAME))
+    key = LeaseKey(vm.network, _NAMESPACE, vm.name, IFNAME)
+    return Sqlite(_STATEDIR).look(lambda ledger: ledger.get(key))
 
 
 def drops() -> Counter[str]:
-    """What the guards have dropped so far, by reason."""
+    """How many packets the guards have dropped so far, by reason."""
     listing = json.loads(run("nft", "-j", "list", "counters", "table", "bridge", "cnv_bridge"))["nftables"]
     counters = (item["counter"] for item in listing if "counter" in item)
     return Counter({counter["name"]: counter["packets"] for counter in counters})

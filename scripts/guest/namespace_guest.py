@@ -1,4 +1,7 @@
-"""A guest without an emulator: a namespace with a system of its own, behind the tap that QEMU would have."""
+"""A guest without QEMU: namespaces with busybox in them, and a thread that carries frames between taps.
+
+The thread does what QEMU's tap backend does: it copies frames between the pod's tap and the guest's eth0.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,21 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from cnvnet.kernel import netns
-from scripts.guest.console import Console, Ended
+from scripts.guest.console import CommandResult, Console
 from scripts.guest.image import FILES
 from scripts.guest.machine import PATIENCE, Nic
+from scripts.guest.tap import open_tap
 
-# include/uapi/linux/if_tun.h, include/uapi/linux/sockios.h, include/uapi/linux/if_arp.h
-_TUNSETIFF = 0x400454CA
-_IFF_TAP_NO_PI = 0x1002
+# include/uapi/linux/sockios.h, include/uapi/linux/if_arp.h
 _SIOCSIFHWADDR = 0x8924
 _ARPHRD_ETHER = 1
 _FRAME = 65536
-# The same as the first program of a real guest, but for the modules.
+# What scripts/guest/files/init does in a virtual machine, without its kernel modules.
 _INIT = "busybox --install -s /bin; ip link set lo up; hostname guest; echo ready; exec sh"
 
 
-class StandIn:
-    """Busybox and nothing else, with one card, eth0. Ends with `close`, and with whoever started it."""
+class NamespaceGuest:
+    """A guest of busybox alone, with one network card, eth0. It ends with `close` or with this process."""
 
     def __init__(self, pod: str, nic: Nic) -> None:
         with ExitStack() as undo:
@@ -39,58 +40,60 @@ class StandIn:
             line, serial = socket.socketpair()
             undo.enter_context(line)
             with serial:
-                self._process = _start(_furnished(root), serial)
+                self._process = _start(_root_file_system(root), serial)
             undo.callback(self._process.wait)
             undo.callback(self._process.kill)
             self._console = Console(line)
             self._console.wait_ready(PATIENCE)
-            outside = _tap(pod, nic.tap)
+            outside = open_tap(pod, nic.tap)
             undo.callback(os.close, outside)
-            card = _tap(f"/proc/{self._process.pid}/ns/net", "eth0")
+            card = open_tap(f"/proc/{self._process.pid}/ns/net", "eth0")
             undo.callback(os.close, card)
             mac = bytes.fromhex(nic.mac.replace(":", ""))
             fcntl.ioctl(card, _SIOCSIFHWADDR, struct.pack("=16sH6s16x", b"eth0", _ARPHRD_ETHER, mac))
-            undo.callback(_Wire(outside, card).cut)
+            undo.callback(_FrameCopier(outside, card).stop)
             self._undo = undo.pop_all()
 
-    def run(self, command: str, *, seconds: float = PATIENCE) -> Ended:
+    def run(self, command: str, *, seconds: float = PATIENCE) -> CommandResult:
         """A command of the guest's shell. TimeoutError if it has not ended by then."""
         return self._console.run(command, seconds)
 
     def close(self) -> None:
+        """End the guest's processes."""
         self._undo.close()
 
 
-class _Wire(threading.Thread):
-    """Carries frames between two taps, as QEMU does between tap and guest."""
+class _FrameCopier(threading.Thread):
+    """Copies frames between two taps, both ways, until `stop`."""
 
     def __init__(self, left: int, right: int) -> None:
         super().__init__(daemon=True)
         self._ends = {left: right, right: left}
-        self._knife, self._edge = socket.socketpair()
+        # Closing the first end notifies the thread, which polls the second one.
+        self._stop_sender, self._stop_receiver = socket.socketpair()
         self.start()
 
     def run(self) -> None:
-        waiting = select.poll()
-        for end in (*self._ends, self._edge.fileno()):
-            waiting.register(end, select.POLLIN)
+        poll = select.poll()
+        for end in (*self._ends, self._stop_receiver.fileno()):
+            poll.register(end, select.POLLIN)
         while True:
-            for end, _ in waiting.poll():
-                if end == self._edge.fileno():
+            for end, _ in poll.poll():
+                if end == self._stop_receiver.fileno():
                     return
                 try:
                     os.write(self._ends[end], os.read(end, _FRAME))
                 except OSError:
-                    pass  # a card that is down takes nothing
+                    pass  # EIO: a tap that is down takes no frames, as a cable that is unplugged
 
-    def cut(self) -> None:
-        self._knife.close()
+    def stop(self) -> None:
+        self._stop_sender.close()
         self.join()
-        self._edge.close()
+        self._stop_receiver.close()
 
 
-def _furnished(root: Path) -> Path:
-    """A root file system."""
+def _root_file_system(root: Path) -> Path:
+    """Fills `root` with busybox, the script of its DHCP client and empty mount points."""
     for folder in ("bin", "dev", "etc", "proc", "run", "tmp"):
         (root / folder).mkdir()
     busybox = shutil.which("busybox")
@@ -112,11 +115,3 @@ def _start(root: Path, serial: socket.socket) -> subprocess.Popen[bytes]:
         stderr=serial.fileno(),
         env={"PATH": f"/bin:{os.environ['PATH']}"},
     )
-
-
-def _tap(path: str, name: str) -> int:
-    """A tap of a namespace, made if it is not there. A descriptor stays where it was opened."""
-    with netns.opened(path) as opened, netns.entered(opened):
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("=16sH22x", name.encode(), _IFF_TAP_NO_PI))
-    return fd
