@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final
@@ -40,14 +41,13 @@ class _Run:
         self.interrupted = True
         raise KeyboardInterrupt
 
-    def measure(self, names: list[str], sizes: Sizes, folder: Path) -> None:
-        nodes = Nodes(folder, programs.make(folder))
+    def measure(self, names: list[str], sizes: Sizes, nodes: Nodes) -> None:
         for name in names:
             begun = time.monotonic()
             try:
                 for row in CASES[name](nodes, sizes):
                     self.rows.append(row)
-                    _say(" | ".join(row.cells()))
+                    _say(report.line(row))
             except (Failed, RuntimeError, OSError) as error:
                 if self.interrupted:
                     return  # what it met on its way out is no news
@@ -61,12 +61,26 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. SystemExit: it cannot be carried out; standard error says why."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="cnvnet beside the reference plugins")
     parser.add_argument("--quick", action="store_true", help="two rounds on little, to see that it works")
     parser.add_argument("--rounds", type=int, help=f"so many of each (default {FULL.rounds})")
     parser.add_argument(
         "--only", action="append", default=[], choices=list(CASES), help="this case, and others so named"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="also measure the agent and the C launcher of another commit, on a node of their own in the "
+        "same rounds: columns 'other, C' and '× other' (ours divided by the other's). DIR is a checkout "
+        "of it (git worktree add DIR COMMIT) that its own scripts/setup bench has set up",
+    )
+    parser.add_argument(
+        "--agents-only",
+        action="store_true",
+        help="with --against: measure nothing but the two agents with their C launchers, which is quicker",
     )
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw ADD by ports and leases, as SVG")
     parser.add_argument(
@@ -78,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_const", dest="form", const=report.as_markdown)
     form.add_argument("--json", action="store_const", dest="form", const=report.as_json)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds: at least 1")
     if arguments.only and arguments.report:
@@ -87,7 +101,21 @@ def _arguments() -> argparse.Namespace:
         parser.error("--chart needs at least --only=ports --only=leases")
     if arguments.quick and arguments.report:
         parser.error("--report: --quick measures nothing that is worth to be kept")
+    if arguments.agents_only and (arguments.chart or not arguments.against):
+        parser.error("--agents-only needs --against, and draws no --chart: it leaves the reference out")
+    if arguments.against:
+        if arguments.report:
+            parser.error("--report has no columns for another checkout: leave --against away")
+        arguments.against = arguments.against.resolve()
+        if reason := programs.unusable(arguments.against):
+            parser.error(f"--against {arguments.against}: {reason}")
     return arguments
+
+
+def _nodes(folder: Path, chosen: argparse.Namespace) -> Nodes:
+    other = programs.make(chosen.against, folder / "other") if chosen.against else None
+    ours = programs.make(CHECKOUT, folder / "ours")
+    return Nodes(folder, ours, other, agents_only=chosen.agents_only)
 
 
 def _only_one() -> IO[str]:
@@ -103,7 +131,7 @@ def _only_one() -> IO[str]:
 
 
 def main() -> int:
-    arguments = _arguments()
+    chosen = arguments(sys.argv[1:])
     if os.getpid() != 1:
         sys.exit("bench: start me as scripts/bench")
     measured = _Run()
@@ -114,13 +142,15 @@ def main() -> int:
     SCRATCH.mkdir()
     if os.getloadavg()[0] > 1:
         _say(f"bench: others are at work here (load average {os.getloadavg()[0]:.1f}): expect noise")
-    sizes = QUICK if arguments.quick else FULL
-    if arguments.rounds:
-        sizes = sizes._replace(rounds=arguments.rounds)
+    if chosen.against:
+        _say(f"other: {programs.commit(chosen.against)}, ours: {programs.commit(CHECKOUT)}")
+    sizes = QUICK if chosen.quick else FULL
+    if chosen.rounds:
+        sizes = sizes._replace(rounds=chosen.rounds)
     # Leases are on a disk, as on a node; records and results are in memory, as /run is.
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_TOOLS))
     try:
-        measured.measure(arguments.only or list(CASES), sizes, folder)
+        measured.measure(chosen.only or list(CASES), sizes, _nodes(folder, chosen))
     except KeyboardInterrupt:
         pass  # asked for; what was measured is shown
     finally:
@@ -129,15 +159,15 @@ def main() -> int:
         shutil.rmtree(folder)
         lock.close()
     if measured.rows:
-        (arguments.form or report.as_table)(measured.rows)
+        (chosen.form or report.as_table)(measured.rows)
     if measured.interrupted or measured.failed:
         why = "interrupted" if measured.interrupted else f"failed: {', '.join(measured.failed)}"
         _say(f"bench: {why}")
         return 130 if measured.interrupted else 1
-    if arguments.chart:
-        arguments.chart.write_text(chart.draw(measured.rows))
-    if arguments.report:
-        arguments.report.write_text(report.replaced(arguments.report.read_text(), measured.rows))
+    if chosen.chart:
+        chosen.chart.write_text(chart.draw(measured.rows))
+    if chosen.report:
+        chosen.report.write_text(report.replaced(chosen.report.read_text(), measured.rows))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What one transaction of nftables costs beside the chains of others: who pays for them, and for what.
+"""What one transaction of nftables costs beside the chains of others: which calls pay, and for what.
 
     unshare -n .venv/bin/python -m tests.bench.commits
 
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from cnvnet.kernel import netns
-from cnvnet.kernel.nft import Element, Nft, open_nft
+from cnvnet.kernel.nft.tables import Element, Nft, open_nft
 from tests.harness import namespace
 
 _CHAINS: Final = (0, 5_000, 20_000)
@@ -28,16 +28,16 @@ _TABLE: Final = "table {0} ours {{ set s {{ type ipv4_addr; }}; }}"
 _ELEMENT: Final = Element("bridge", "ours", "s", ("ipv4_addr",), ("192.0.2.1",))
 _KEPT: Final = _ELEMENT._replace(key=("192.0.2.2",))
 
-Deed = Callable[[Nft], None]
+Step = Callable[[Nft], None]
 
 
-def _cost(nft: Nft, deed: Deed, *, cold: bool) -> float:
+def _cost(nft: Nft, step: Step, *, cold: bool) -> float:
     spent: list[float] = []
     for _ in range(_ROUNDS):
         if cold:
             bytes(_EVICTED).count(1)
         begun = time.thread_time_ns()
-        deed(nft)
+        step(nft)
         spent.append((time.thread_time_ns() - begun) / 1e6)
     return statistics.median(spent)
 

@@ -33,8 +33,8 @@ class Sender:
     def __init__(self, pod: str, target: str) -> None:
         self._target = target
         destination = _hello(target)
-        with ExitStack() as there:
-            there.enter_context(netns.entered(there.enter_context(netns.opened(f"/run/netns/{pod}"))))
+        with ExitStack() as opened:
+            opened.enter_context(netns.entered(opened.enter_context(netns.opened(f"/run/netns/{pod}"))))
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._socket.bind((IFNAME, 0))
             source = self._socket.getsockname()[4]
@@ -68,8 +68,8 @@ class Sender:
 def _hello(pod: str) -> bytes:
     """The address of a pod's interface, which the bridge has learned now."""
     with (
-        netns.opened(f"/run/netns/{pod}") as there,
-        netns.entered(there),
+        netns.opened(f"/run/netns/{pod}") as pod_netns,
+        netns.entered(pod_netns),
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as speaker,
     ):
         speaker.bind((IFNAME, 0))
@@ -80,7 +80,7 @@ def _hello(pod: str) -> bytes:
 
 def _frame(destination: bytes, source: bytes) -> bytes:
     size = 128 - 14
-    # From and to addresses that nobody has: it ends where it arrives.
+    # From and to addresses that no host has: it ends where it arrives.
     addresses = bytes([192, 0, 2, 1, 192, 0, 2, 2])
     ip = struct.pack("!BBHIBBH", 0x45, 0, size, 0, 64, socket.IPPROTO_UDP, 0) + addresses
     # A bridge that shows its packets to iptables looks at it, too.
@@ -98,7 +98,7 @@ def _checksum(header: bytes) -> bytes:
 
 
 def _received(pod: str) -> int:
-    with netns.opened(f"/run/netns/{pod}") as there, netns.entered(there):
+    with netns.opened(f"/run/netns/{pod}") as pod_netns, netns.entered(pod_netns):
         for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
             name, _, numbers = line.partition(":")
             if name.strip() == IFNAME:

@@ -8,19 +8,34 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnvnet.ipam.lease import Holder, Key, Lease
-from cnvnet.ipam.sqlite import Sqlite
+from cnvnet.ipam.lease import Holder, Lease, LeaseKey
+from cnvnet.ipam.store.protocol import Ledger
+from cnvnet.ipam.store.sqlite import Sqlite
+from cnvnet.ipam.store.sqlite_schema import SCHEMA
 from tests.bench.programs import Programs, agent
-from tests.bench.systems import AGENT, ALONE, CHECKOUT, NETWORK, PYTHON, REFERENCE, SUBNET, System, call
+from tests.bench.systems import (
+    AGENT,
+    ALONE,
+    CHECKOUT,
+    NETWORK,
+    OTHER,
+    PYTHON,
+    REFERENCE,
+    SUBNET,
+    Failed,
+    System,
+    call,
+)
 
 # A bridge has 1,023 ports at most (BR_MAX_PORTS in net/bridge/br_private.h).
 _PORTS_PER_BRIDGE = 1000
@@ -31,7 +46,7 @@ _CACHE_KIB = 400_000
 
 
 class Identity(NamedTuple):
-    """By what an attachment's traces in nftables can be told from others'."""
+    """By what an attachment's traces in nftables can be distinguished from others'."""
 
     port: str
     mac: str
@@ -49,39 +64,55 @@ def on(system: System, *argv: str, stdin: str = "") -> str:
     return run("nsenter", f"--net=/run/netns/{system.node}", *argv, stdin=stdin)
 
 
-class Pair(NamedTuple):
-    """The systems on two fresh nodes: the reference has one, ours share the other."""
+class Systems(NamedTuple):
+    """The systems on fresh nodes: the reference has one, ours share the second, the other has the third."""
 
     reference: System
     agent: System
     python: System
     alone: System
+    other: System | None
+    # Only the agents are measured, ours and the other's.
+    agents_only: bool
 
     @property
-    def nodes(self) -> tuple[System, System]:
-        """Either node's, for what is there before the clock starts."""
-        return self.reference, self.agent
+    def agents(self) -> list[System]:
+        return [self.agent, self.other] if self.other else [self.agent]
+
+    @property
+    def all(self) -> list[System]:
+        """Each that is measured, to be called in turn."""
+        return self.agents if self.agents_only else [self.reference, self.python, self.alone, *self.agents]
+
+    @property
+    def nodes(self) -> list[System]:
+        """One for each node, for what is there before the clock starts."""
+        return self.agents if self.agents_only else [self.reference, *self.agents]
 
 
 class Nodes:
     """Makes nodes, below `folder` what they keep on the disk, and takes them away again."""
 
-    def __init__(self, folder: Path, programs: Programs) -> None:
+    def __init__(
+        self, folder: Path, programs: Programs, other: Programs | None = None, *, agents_only: bool = False
+    ) -> None:
         self._folder = folder
         self._programs = programs
+        self._other = other
+        self._agents_only = agents_only
 
     @contextmanager
-    def pair(self, name: str, *, chains: int = 0) -> Generator[Pair]:
-        """Each node with one attachment that stays, and so many chains of somebody else's.
+    def systems(self, name: str, *, chains: int = 0) -> Generator[Systems]:
+        """Each node with one attachment that stays, and so many foreign chains.
 
         The reference cannot give an address to a bridge whose last port has gone ("could not set bridge's
-        mac"), so a port stays on both; both have made their chains by then, too.
+        mac"), so a port stays on each; each has made its chains by then, too.
         """
         reference, ours = f"{name}-ref", f"{name}-cnv"
         with ExitStack() as undo:
             for node in (reference, ours):
                 self._make(node, undo)
-            pair = Pair(
+            systems = Systems(
                 System(
                     REFERENCE,
                     reference,
@@ -95,13 +126,23 @@ class Nodes:
                 self._ours(AGENT, ours, self._programs.launchers, "auto"),
                 self._ours(PYTHON, ours, self._programs.executables, "auto"),
                 self._ours(ALONE, ours, self._programs.executables, "off"),
+                self._started_other(f"{name}-other", undo),
+                self._agents_only,
             )
             undo.enter_context(agent(ours, self._programs))
-            for system in pair.nodes:
+            for system in systems.nodes:
                 if chains:
                     add_foreign_chains(system, chains)
                 keep(system, f"{system.node}-keeper", "l3")
-            yield pair
+            yield systems
+
+    def _started_other(self, node: str, undo: ExitStack) -> System | None:
+        """The other checkout's system, on a node of its own with its own agent, if there is one."""
+        if self._other is None:
+            return None
+        self._make(node, undo)
+        undo.enter_context(agent(node, self._other))
+        return self._ours(OTHER, node, self._other.launchers, "auto")
 
     def _ours(self, column: str, node: str, binaries: Path, agent: str) -> System:
         return System(
@@ -218,7 +259,7 @@ def _renamed(text: str, example: Identity, identity: Identity) -> str:
 
 
 def add_foreign_chains(system: System, count: int) -> None:
-    """A table of somebody else's with so many chains, as kube-proxy keeps them for its services."""
+    """A foreign table with so many chains, as kube-proxy keeps them for its services."""
     chains = [f"add chain ip foreign service-{n}" for n in range(count)]
     rules = [
         f"add rule ip foreign service-{n} ip daddr 10.96.{n >> 8 & 255}.{n & 255} accept"
@@ -240,17 +281,34 @@ def add_leases(system: System, first: int, last: int) -> None:
 
 
 def _lease(system: System, first: int, last: int) -> None:
+    _same_schema(system)
     store = Sqlite(str(system.folder))
-    with store.transaction() as ledger:
-        # Half of the time, with a million; it goes with the connection.
-        ledger.connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    # Half of the time, with a million; it goes with the connection.
+    store.run(lambda ledger: ledger.connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}"))
     for begin in range(first, last, _LEASES_AT_ONCE):
-        with store.transaction() as ledger:
-            for number in range(begin, min(begin + _LEASES_AT_ONCE, last)):
-                holder = Holder(container_id(str(number)), "eth0", "active", "", 0, "", 0)
-                key = Key(NETWORK, "default", f"vm-{number}", "eth0")
-                ledger.change(None, Lease(key, (_addresses()[number],), holders=(holder,)), until=0)
+        store.run(partial(_write_leases, first=begin, last=min(begin + _LEASES_AT_ONCE, last)))
     store.close()
+
+
+def _write_leases(ledger: Ledger, first: int, last: int) -> None:
+    for number in range(first, last):
+        holder = Holder(container_id(str(number)), "eth0", "active", "", 0, "", 0)
+        key = LeaseKey(NETWORK, "default", f"vm-{number}", "eth0")
+        ledger.change(None, Lease(key, (_addresses()[number],), holders=(holder,)), until=0)
+
+
+def _same_schema(system: System) -> None:
+    """Failed: the other checkout's leases.db, which its own ADD has made, has other tables than ours.
+
+    The leases of its node are written by our code, too.
+    """
+    with closing(sqlite3.connect(f"file:{system.folder}/leases.db?mode=ro", uri=True)) as connection:
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found != SCHEMA:
+        raise Failed(
+            f"{system.name}: its leases.db has schema {found}, ours {SCHEMA}: no leases made "
+            "(name the other cases with --only)"
+        )
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a call takes of the processor: the agent, its launcher, and us who make it.
+"""What a call takes of the processor: the agent, its launcher, and this process that makes it.
 
     unshare --net --mount --pid --fork --mount-proc .venv/bin/python -m tests.bench.processor
 
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.bench import programs
-from tests.bench.nodes import Nodes, Pair, container_id, run
+from tests.bench.nodes import Nodes, Systems, container_id, run
 from tests.bench.systems import CHECKOUT, SCRATCH, System, await_quiet, burst, call
-from tests.functional.agent.lab import process_of
+from tests.functional.agent.own_agent import process_of
 
 _ROUNDS: Final = 300
 _BURSTS: Final = 20
@@ -52,15 +52,15 @@ def _exactly(pid: int) -> float:
 def _spent(pid: int) -> Spent:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     python, kernel = (int(field) * 1000 / _TICKS for field in fields[11:13])
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)]
+    usage = [resource.getrusage(processes) for processes in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)]
     launchers, caller = ((each.ru_utime + each.ru_stime) * 1000 for each in usage)
     return Spent(python, kernel, launchers, caller)
 
 
-def _measured(pid: int, count: int, deed: Callable[[], object]) -> Spent:
+def _measured(pid: int, count: int, step: Callable[[], object]) -> Spent:
     """Of one of so many."""
     before = _spent(pid)
-    deed()
+    step()
     after = _spent(pid)
     return Spent(*((then - now) / count for now, then in zip(before, after, strict=True)))
 
@@ -90,18 +90,18 @@ def in_bursts(system: System) -> None:
     found: dict[str, list[Spent]] = {"ADD": [], "DEL": []}
     for _ in range(_BURSTS):
         for command, spent in found.items():
-            deed = partial(burst, system, command, "l2", pods, _PARALLEL)
-            spent.append(_measured(pid, _PODS, deed))
+            step = partial(burst, system, command, "l2", pods, _PARALLEL)
+            spent.append(_measured(pid, _PODS, step))
     for command, spent in found.items():
         means = Spent(*(statistics.mean(column) for column in zip(*spent, strict=True)))
         shares = ", ".join(f"{name} {each:.2f}" for name, each in means._asdict().items())
         print(f"{_PODS} L2 {command}, {_PARALLEL} at a time, each: {shares}")
 
 
-def _all(pair: Pair) -> None:
+def _all(systems: Systems) -> None:
     for kind in ("l2", "l3"):
-        one_by_one(pair.agent, kind)
-    in_bursts(pair.agent)
+        one_by_one(systems.agent, kind)
+    in_bursts(systems.agent)
 
 
 def main() -> None:
@@ -109,8 +109,8 @@ def main() -> None:
     SCRATCH.mkdir()
     folder = Path(tempfile.mkdtemp(prefix="bench.", dir=CHECKOUT / ".tools"))
     try:
-        with Nodes(folder, programs.make(folder)).pair("processor") as pair:
-            _all(pair)
+        with Nodes(folder, programs.make(CHECKOUT, folder)).systems("processor") as systems:
+            _all(systems)
     finally:
         shutil.rmtree(folder)
 

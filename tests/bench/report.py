@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import textwrap
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from rich import box
@@ -12,23 +14,32 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.rounds import Samples
-from tests.bench.systems import AGENT, ALONE, ITSELF, PYTHON, REFERENCE
+from tests.bench.systems import AGENT, ALONE, ITSELF, OTHER, PYTHON, REFERENCE
 
 _COLUMNS: Final = {
     REFERENCE: "reference",
     AGENT: "agent, C",
     PYTHON: "agent, Python",
     ALONE: "alone",
+    OTHER: "other, C",
 }
+_RATIOS: Final = {REFERENCE: "× reference", ITSELF: "× itself", OTHER: "× other"}
+# The last column of either kind is there only in a run against another checkout.
+_OF_OTHER: Final = (_COLUMNS[OTHER], _RATIOS[OTHER])
+# A row is slower than the other checkout's when it takes this share more of its median.
+_TOLERANCE: Final = 0.03
 # The lines of a document between which the tables are.
 _BEGIN: Final = "<!-- scripts/bench: begin -->"
 _END: Final = "<!-- scripts/bench: end -->"
-_HEADINGS: Final = ("operation", "with", *_COLUMNS.values(), "× reference", "× itself")
+# Of prose in documents (docs/style.md); a table's rows cannot be broken.
+_COLUMNS_OF_PROSE: Final = 120
+_HEADINGS: Final = ("operation", "with", *_COLUMNS.values(), *_RATIOS.values())
 
 
 class Place(NamedTuple):
-    """Where a row belongs in the chart: how many ports or leases (`axis`) there were for ours and for the
-    reference.
+    """Where a row belongs in the chart.
+
+    How many ports or leases (`axis`) there were for ours and for the reference.
     """
 
     axis: str
@@ -80,8 +91,8 @@ class Row(NamedTuple):
     def goals(self) -> list[Goal]:
         """What was asked of it, as far as it was measured."""
         wanted = (
-            ("× reference", self.ratio(REFERENCE), self.limit),
-            ("× itself", self.ratio(ITSELF), self.own_limit),
+            (_RATIOS[REFERENCE], self.ratio(REFERENCE), self.limit),
+            (_RATIOS[ITSELF], self.ratio(ITSELF), self.own_limit),
             ("ms alone", self.median(ALONE) if ALONE in self.samples else None, self.alone_limit),
         )
         name = ", ".join(filter(None, (self.operation, self.state)))
@@ -91,20 +102,26 @@ class Row(NamedTuple):
             if found is not None and limit is not None
         ]
 
-    def cells(self) -> tuple[str, ...]:
+    def is_slower_than_other(self) -> bool:
+        ratio = self.ratio(OTHER)
+        if ratio is None:
+            return False
+        return ratio < 1 - _TOLERANCE if self.at_least else ratio > 1 + _TOLERANCE
+
+    def cells(self) -> dict[str, str]:
+        """What a table has of it, by heading."""
         goals = {goal.unit: goal for goal in self.goals()}
-        figures = [_figures(self.samples.get(column)) for column in _COLUMNS]
+        cells = {"operation": self.operation, "with": self.state}
+        for column, heading in _COLUMNS.items():
+            cells[heading] = _figures(self.samples.get(column))
         if "ms alone" in goals:
-            figures[-1] += f" ({goals['ms alone'].verdict})"
-        ratios = [
-            ""
-            if ratio is None
-            else f"{_short(ratio)} ({goals[unit].verdict})"
-            if unit in goals
-            else _short(ratio)
-            for unit, ratio in (("× reference", self.ratio(REFERENCE)), ("× itself", self.ratio(ITSELF)))
-        ]
-        return (self.operation, self.state, *figures, *ratios)
+            cells[_COLUMNS[ALONE]] += f" ({goals['ms alone'].verdict})"
+        for column, heading in _RATIOS.items():
+            ratio = self.ratio(column)
+            cells[heading] = "" if ratio is None else _short(ratio)
+            if heading in goals:
+                cells[heading] += f" ({goals[heading].verdict})"
+        return cells
 
 
 def _figures(samples: list[float] | None) -> str:
@@ -118,6 +135,32 @@ def _figures(samples: list[float] | None) -> str:
 def _short(ratio: float) -> str:
     digits = 0 if ratio >= 10 else 2 if ratio >= 0.1 else 3
     return f"{ratio:.{digits}f}"
+
+
+def headings(rows: Iterable[Row]) -> list[str]:
+    """Those of the tables: the other checkout has columns in a run against it."""
+    has_other = any(OTHER in row.samples for row in rows)
+    return [heading for heading in _HEADINGS if has_other or heading not in _OF_OTHER]
+
+
+def line(row: Row) -> str:
+    """One row by itself, while others are still measured."""
+    cells = row.cells()
+    return " | ".join(cells[heading] for heading in headings([row]))
+
+
+def against(rows: list[Row]) -> str:
+    """How many rows are slower than the other checkout's, and which; empty in a run without one."""
+    compared = [row for row in rows if row.ratio(OTHER) is not None]
+    if not compared:
+        return ""
+    slower = [
+        f"{', '.join(filter(None, (row.operation, row.state)))}: {_short(row.ratio(OTHER) or 0)}"
+        for row in compared
+        if row.is_slower_than_other()
+    ]
+    text = f"{len(slower)} of {len(compared)} rows are more than {_TOLERANCE:.0%} slower than the other"
+    return f"{text}: {'; '.join(slower)}." if slower else f"{text}."
 
 
 def summary(rows: list[Row]) -> str:
@@ -146,14 +189,19 @@ def _circumstances(rows: list[Row]) -> str:
 
 def as_table(rows: list[Row]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
-    for heading in _HEADINGS:
+    shown = headings(rows)
+    for heading in shown:
         table.add_column(heading, justify="left" if heading in ("operation", "with") else "right")
     for row in rows:
-        table.add_row(*(f"[red]{cell}[/]" if "missed" in cell else cell for cell in row.cells()))
+        cells = row.cells()
+        marked = [heading for heading in shown if "missed" in cells[heading]]
+        if row.is_slower_than_other():
+            marked.append(_RATIOS[OTHER])
+        table.add_row(*(f"[red]{cells[each]}[/]" if each in marked else cells[each] for each in shown))
     # Whatever the terminal has: no cell is broken.
     console = Console(highlight=False, width=200)
     console.print(table)
-    console.print(_circumstances(rows), summary(rows), sep="\n")
+    console.print(*filter(None, (_circumstances(rows), summary(rows), against(rows))), sep="\n")
 
 
 def as_markdown(rows: list[Row]) -> None:
@@ -161,12 +209,18 @@ def as_markdown(rows: list[Row]) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
+    shown = headings(rows)
     lines = [
-        "| " + " | ".join(_HEADINGS) + " |",
-        "|---|---|" + "---:|" * (len(_HEADINGS) - 2),
-        *("| " + " | ".join(row.cells()) + " |" for row in rows),
+        "| " + " | ".join(shown) + " |",
+        "|---|---|" + "---:|" * (len(shown) - 2),
+        *("| " + " | ".join(row.cells()[heading] for heading in shown) + " |" for row in rows),
     ]
-    return "\n".join([*lines, "", _circumstances(rows), "", summary(rows), ""])
+    below = filter(None, (_circumstances(rows), summary(rows), against(rows)))
+    return "\n".join([*lines, *(part for text in below for part in ("", _wrapped(text))), ""])
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _COLUMNS_OF_PROSE, break_long_words=False, break_on_hyphens=False)
 
 
 def as_json(rows: list[Row]) -> None:
@@ -177,6 +231,7 @@ def as_json(rows: list[Row]) -> None:
                     **row._asdict(),
                     "ratio": row.ratio(REFERENCE),
                     "own": row.ratio(ITSELF),
+                    "other": row.ratio(OTHER),
                     "goals": [{**goal._asdict(), "met": goal.met} for goal in row.goals()],
                 }
                 for row in rows

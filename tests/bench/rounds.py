@@ -1,6 +1,6 @@
-"""Rounds: everybody has one turn in each, in an order that changes.
+"""Rounds: each system is measured once in each, in an order that changes.
 
-Whoever comes after one that goes through a node's whole ruleset finds the processor's caches cold.
+A system that comes after one that goes through a node's whole ruleset finds the processor's caches cold.
 """
 
 from __future__ import annotations

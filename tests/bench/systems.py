@@ -19,8 +19,9 @@ SUBNET = "10.0.0.0/9"
 # Where a call's configuration and output are kept: in memory, so that no disk is timed with them.
 SCRATCH = Path("/run/bench")
 
-# The reference plugins, and ours three ways; ITSELF is the agent where there is nothing to slow it down.
-REFERENCE, AGENT, PYTHON, ALONE, ITSELF = "reference", "agent", "python", "alone", "itself"
+# The reference plugins, and ours three ways; ITSELF is the agent where there is nothing to slow it down,
+# OTHER the agent and the C launcher of another checkout.
+REFERENCE, AGENT, PYTHON, ALONE, ITSELF, OTHER = "reference", "agent", "python", "alone", "itself", "other"
 
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 # What an agent has deleted is gone a moment later.
@@ -41,8 +42,9 @@ class System(NamedTuple):
     agent: str
 
     def config(self, kind: str) -> dict[str, Any]:
-        """The network configuration of a kind: l2, macspoofchk, l3, ipmasq with the name of a backend of the
-        reference's; ipam is the address manager alone.
+        """The network configuration of a kind: l2, macspoofchk, l3, ipmasq, ipam.
+
+        Behind ipmasq stands the name of one of the reference's backends; ipam is the address manager alone.
         """
         base: dict[str, Any] = {"cniVersion": "1.0.0", "name": NETWORK, "type": self.bridge, "bridge": "br0"}
         ipam = {"type": self.ipam, "subnet": SUBNET, "dataDir": str(self.folder)}
@@ -98,8 +100,9 @@ def call(
 
 
 def burst(system: System, command: str, kind: str, pods: Sequence[str], parallel: int) -> float:
-    """One call for each of the pods, so many at a time: milliseconds from the first until all have ended
-    and, after DEL, until their links are gone.
+    """One call for each of the pods, so many at a time, in milliseconds.
+
+    They count from the first call until all have ended and, after DEL, until their links are gone.
     """
     config = SCRATCH / "stdin"
     config.write_text(json.dumps(system.config(kind)))
