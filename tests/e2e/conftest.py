@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cnvnet import VERSION
+from tests.e2e.cnvnet_objects import free_leases, install, wait_for_policies
+from tests.e2e.control_plane import CLAIM_DEFINITION, ControlPlane, running_control_plane
+from tests.e2e.kubevirt_objects import MACHINE_DEFINITIONS, KubeVirt, definitions
 from tests.e2e.testbed import Testbed, running_testbed
+from tests.functional.test_scripts import run_script
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,48 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """A Kubernetes with one node. Folders of failed runs have the logs of all its programs."""
     with running_testbed(tmp_path_factory.mktemp("testbed")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def image_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What scripts/build-image makes of this checkout. Tests of it are in the xdist group "image"."""
+    path = tmp_path_factory.mktemp("image") / "cnvnet.tar"
+    assert f"{path}: localhost/cnvnet:{VERSION} (amd64), " in run_script(
+        "build-image", "--output", str(path)
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A Kubernetes without kubelets, on which cnvnet is installed; `node-1` and `node-2` are objects.
+
+    KubeVirt's definitions are there, and those of IPAMClaims.
+    Tests of it have the mark `pytest.mark.xdist_group("control_plane")`, and a namespace of their own each.
+    """
+    with running_control_plane(tmp_path_factory.mktemp("control-plane")) as running:
+        running.define(*definitions(*MACHINE_DEFINITIONS), CLAIM_DEFINITION)
+        install(running)
+        for node in ("node-1", "node-2"):
+            running.add_node(node)
+        running.start_controllers()
+        wait_for_policies(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kubevirt(control_plane: ControlPlane) -> KubeVirt:
+    """KubeVirt's controller in the control plane: makes virtual machines, launcher pods and migrations."""
+    made = KubeVirt(control_plane)
+    made.install()
+    return made
+
+
+@pytest.fixture
+def tenant(control_plane: ControlPlane) -> Iterator[str]:
+    """A namespace of the control plane for one test; it ends some seconds later."""
+    name = f"tenant-{uuid.uuid4().hex[:8]}"
+    control_plane.add_namespace(name)
+    yield name
+    control_plane.api.delete(f"/api/v1/namespaces/{name}")
+    free_leases(control_plane, name)

@@ -41,12 +41,14 @@ for own in $OWN_FOLDERS; do mount --bind "$FOLDER/$own" "/$own"; done
 cd "$FOLDER/sys"
 find . -type f | while read -r setting; do mount --bind "$setting" "/proc/sys/$setting"; done
 cd /
+# As on a node: a container may ask to see what is mounted later. The host's mounts stay apart.
+mount --make-rshared /
 ip link set lo up
 echo
 trap '' CHLD
 exec cat
 """
-# Outside, and the last to go: cgroups stay when all who are in them have ended. Those of containers are
+# Outside, and the last to go: cgroups stay when all processes in them have ended. Those of containers are
 # called like the containers.
 _SUPERVISOR = r"""
 unshare --net --mount --pid --fork --kill-child --mount-proc sh -c "$1"

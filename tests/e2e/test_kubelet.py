@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from scripts.guest.machine import Guest, Nic
-from tests.e2e.guests.lab import CONTENT, V4, fetch, serving
+from cnvnet.vm import names
+from scripts.guest.machine import Nic, QemuGuest
+from tests import kubevirt
+from tests.e2e.control_plane import DEFINITIONS, NADS, SERVER
+from tests.e2e.guests.qemu_node import CONTENT, V4, fetch, serving
+from tests.e2e.kubevirt_objects import INSTANCES, definitions
 from tests.e2e.machine import eventually
-from tests.e2e.testbed import NADS, NETWORK_STATUS, NETWORKS, PODS, SERVER, Node, Testbed, default_network
-from tests.functional.crash.remains import Remains, leases, remains
+from tests.e2e.testbed import NETWORK_STATUS, NETWORKS, PODS, Node, Testbed, default_network
+from tests.functional.crash.node_state import AttachmentState, attachment_state, leases
 from tests.harness import Sandbox, executable
 
 # One cluster for all of them.
@@ -24,6 +28,9 @@ pytestmark = pytest.mark.xdist_group("testbed")
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DEFAULT = "v1.multus-cni.io/default-network"
+LAN = names.hashed("lan")
+MAC = "02:00:00:00:00:0a"
+KUBECONFIG = "/var/lib/kubeconfig"
 
 
 class Pod(NamedTuple):
@@ -58,6 +65,10 @@ class Cluster:
         self.testbed.create_pod(name, self.node, {**asked, **annotations})
         self._undo.callback(self._gone, name)
 
+    def create_owned(self, name: str, annotations: dict[str, str], owner: dict[str, Any]) -> None:
+        self.testbed.create_pod(name, self.node, annotations, owner)
+        self._undo.callback(self._gone, name)
+
     def run(self, name: str, *networks: str, **annotations: str) -> Pod:
         self.create(name, *networks, **annotations)
         return self.running(name)
@@ -81,8 +92,8 @@ class Cluster:
 
     def refusal(self, name: str) -> str | None:
         """Why a pod has no sandbox, once that is known."""
-        said = self.testbed.events(name)
-        return next((event for event in said if event.startswith("FailedCreatePodSandBox: ")), None)
+        events = self.testbed.events(name)
+        return next((event for event in events if event.startswith("FailedCreatePodSandBox: ")), None)
 
     def delete(self, pod: Pod) -> None:
         self.testbed.delete_pod(pod.name)
@@ -92,22 +103,22 @@ class Cluster:
             self.testbed.delete_pod(name)
 
 
-class Leftovers(NamedTuple):
-    """What pods have on a node, by whoever keeps it."""
+class PodState(NamedTuple):
+    """What pods have on a node, by the part that keeps it."""
 
-    ours: Remains
+    ours: AttachmentState
     namespaces: list[str]
     host_local: list[str]
     caches: list[str]
     programs: list[str]
 
 
-def leftovers(node: Node) -> Leftovers:
+def pod_state(node: Node) -> PodState:
     machine = node.machine
     cni = machine.folder / "var/lib/cni"
     caches = [*cni.glob("results/*"), *cni.glob("multus/**/*")]
-    return Leftovers(
-        ours=remains(machine),
+    return PodState(
+        ours=attachment_state(machine),
         namespaces=[mount for mount in machine.mounts() if mount.startswith("/run/netns/")],
         host_local=sorted(path.name for path in cni.glob("networks/*/*.*.*.*")),
         caches=sorted(path.name for path in caches if path.is_file()),
@@ -118,18 +129,18 @@ def leftovers(node: Node) -> Leftovers:
 @pytest.fixture
 def cluster(testbed: Testbed) -> Iterator[Cluster]:
     (node,) = testbed.nodes
-    before = leftovers(node)
+    before = pod_state(node)
     with ExitStack() as undo:
         yield Cluster(testbed, undo)
     assert_like(before, node)
 
 
-def assert_like(before: Leftovers, node: Node) -> None:
+def assert_like(before: PodState, node: Node) -> None:
     """The node is as it was; containerd takes a moment longer than the API tells."""
     try:
-        eventually(lambda: leftovers(node) == before, "nothing is left", seconds=30)
+        eventually(lambda: pod_state(node) == before, "nothing is left", seconds=30)
     except AssertionError:
-        assert leftovers(node) == before
+        assert pod_state(node) == before
 
 
 def sample(name: str) -> dict[str, Any]:
@@ -154,11 +165,11 @@ def assert_masqueraded(pod: Pod) -> None:
     assert pod.sandbox.addresses("k6t-eth0") == ["10.0.2.1/24"]
 
 
-def guest_in(pod: Pod) -> Guest:
-    return Guest(pod.sandbox.netns, Nic("tap0", pod.mac, 1500))
+def guest_in(pod: Pod) -> QemuGuest:
+    return QemuGuest(pod.sandbox.netns, Nic("tap0", pod.mac, 1500))
 
 
-def assert_talks(guest: Guest, cluster: Cluster, pod: Pod) -> None:
+def assert_talks(guest: QemuGuest, cluster: Cluster, pod: Pod) -> None:
     """The virtual machine in the pod reaches a host beyond the node, and is reached from there."""
     outside = cluster.testbed.control_plane.machine
     side = V4._replace(outside=SERVER)
@@ -222,7 +233,7 @@ def agent_on_demand(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("resident_agent")
-def test_a_guest_is_told_what_kubelet_has_told_its_pod(cluster: Cluster) -> None:
+def test_a_guest_gets_the_dns_that_kubelet_gave_its_pod(cluster: Cluster) -> None:
     cluster.define("masquerade", {"type": "masquerade", "guestServices": {}})
     pod = cluster.run("vm", "masquerade")
     with guest_in(pod) as guest:
@@ -311,13 +322,15 @@ def for_one_node() -> dict[str, Any]:
     ],
     ids=["vlan", "nodeLocal"],
 )
-def test_a_refusal_is_told_by_the_pods_events(cluster: Cluster, config: dict[str, Any], reason: str) -> None:
+def test_a_refusal_is_reported_by_the_pods_events(
+    cluster: Cluster, config: dict[str, Any], reason: str
+) -> None:
     """And what was made before the refusal is gone while kubelet tries again and again."""
-    before = leftovers(cluster.node)
+    before = pod_state(cluster.node)
     cluster.define("refused", config)
     cluster.create("vm", "refused")
-    said = eventually(lambda: cluster.refusal("vm"), "the pod has a failure")
-    assert re.search(reason, said), said
+    event = eventually(lambda: cluster.refusal("vm"), "the pod has a failure")
+    assert re.search(reason, event), event
     assert_like(before, cluster.node)
 
 
@@ -327,8 +340,8 @@ def test_a_pod_waits_for_an_address_until_there_is_one(cluster: Cluster) -> None
     cluster.define("small", {**config, "name": "small"})
     first = cluster.run("first", "small")
     cluster.create("second", "small")
-    said = eventually(lambda: cluster.refusal("second"), "there is no address for the second pod")
-    assert "10.10.0.20" in said
+    event = eventually(lambda: cluster.refusal("second"), "there is no address for the second pod")
+    assert "10.10.0.20" in event
     cluster.delete(first)
     second = cluster.running("second")
     assert address_of(second, "default/small") == "10.10.0.20"
@@ -343,3 +356,56 @@ def test_a_virtual_machine_has_its_pods_own_address_with_vm_bridge(cluster: Clus
         lease = guest.ask_dhcp()
         assert (lease["ip"], lease["router"]) == (pod.address, "10.244.1.1")
         assert_talks(guest, cluster, pod)
+
+
+@pytest.fixture
+def instance(testbed: Testbed) -> Iterator[dict[str, Any]]:
+    """A VirtualMachineInstance that KubeVirt has made, whose second network is `vms`."""
+    (definition,) = definitions("virtualmachineinstances")
+    _, vmi = kubevirt.started("vm-a")
+    for key in ("uid", "resourceVersion", "creationTimestamp", "generation", "finalizers"):
+        vmi["metadata"].pop(key)
+    vmi["spec"]["networks"][1]["multus"]["networkName"] = "vms"
+    path = INSTANCES.format("default")
+    with ExitStack() as undo:
+        testbed.control_plane.define(definition)
+        undo.callback(testbed.api.delete, f"{DEFINITIONS}/{definition['metadata']['name']}")
+        yield testbed.api.create(path, vmi)
+
+
+@pytest.fixture
+def agent_with_credentials(testbed: Testbed) -> Iterator[None]:
+    """The node's agent, with the credentials of the node."""
+    node = testbed.nodes[0]
+    options = (f"--kubeconfig={KUBECONFIG}", f"--node-name={node.name}")
+    agent = node.machine.start(executable("cnvnet-agent"), *options)
+    eventually(lambda: (node.machine.rundir / "agent.sock").exists(), "the agent listens")
+    eventually(agent.children, "its packet loop runs")
+    yield
+    agent.terminate()
+
+
+@pytest.mark.usefixtures("agent_with_credentials")
+def test_a_launchers_network_has_the_lease_and_the_mac_of_its_vm(
+    cluster: Cluster, instance: dict[str, Any]
+) -> None:
+    cluster.define("vms", sample("vms"))
+    owner = {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstance",
+        "name": "vm-a",
+        "uid": instance["metadata"]["uid"],
+        "controller": True,
+    }
+    # As KubeVirt asks Multus, but for the MAC, which it leaves out of the default network only.
+    element = {"name": "vms", "namespace": "default", "interface": LAN}
+    annotations = {NETWORKS: json.dumps([element]), "cnvnet.io/ip_address": "10.10.0.77"}
+    cluster.create_owned("virt-launcher-vm-a-abcde", annotations, owner)
+    pod = cluster.running("virt-launcher-vm-a-abcde")
+    status = pod.networks["default/vms"]
+    assert (status["interface"], status["ips"], status["mac"]) == (LAN, ["10.10.0.77"], MAC)
+    assert pod.sandbox.links()[LAN]["address"] == MAC
+    (lease,) = leases(cluster.node.machine)
+    assert (lease.key, lease.mac) == (f"vms/default/vm-a/{LAN}", MAC)
+    cluster.delete(pod)
+    eventually(lambda: not list(leases(cluster.node.machine)), "the lease has ended with the pod")

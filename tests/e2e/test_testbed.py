@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.machine import eventually
+from tests.e2e.testbed import require_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 # Says what there is outside of the test's own process, and goes on until its standard input ends.
@@ -45,6 +46,7 @@ def mounts() -> set[str]:
 
 @pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
 def test_nothing_is_left_of_a_cluster(tmp_path: Path, *, killed: bool) -> None:
+    require_programs()  # the child's skip would be a failure here
     before = (settings(), mounts())
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
@@ -55,20 +57,20 @@ def test_nothing_is_left_of_a_cluster(tmp_path: Path, *, killed: bool) -> None:
     ) as running:
         assert running.stdin is not None
         assert running.stdout is not None
-        there: dict[str, Any] = json.loads(running.stdout.readline())
+        started: dict[str, Any] = json.loads(running.stdout.readline())
         # The sandbox and the container are among them.
-        assert there["programs"].count("busybox") == 2
-        assert {"etcd", "kube-apiserver", "containerd", "kubelet"} <= set(there["programs"])
-        assert there["cgroups"]
+        assert started["programs"].count("busybox") == 2
+        assert {"etcd", "kube-apiserver", "containerd", "kubelet"} <= set(started["programs"])
+        assert started["cgroups"]
         assert (settings(), mounts()) == before
         if killed:
             running.kill()
         else:
             running.stdin.close()
-    eventually(lambda: not list(living(there)), "all processes and cgroups are gone")
+    eventually(lambda: not list(living(started)), "all processes and cgroups are gone")
     assert (settings(), mounts()) == before
 
 
-def living(there: dict[str, Any]) -> list[str]:
-    processes = (f"/proc/{pid}" for pid in there["processes"])
-    return [path for path in (*processes, *there["cgroups"]) if os.path.exists(path)]
+def living(started: dict[str, Any]) -> list[str]:
+    processes = (f"/proc/{pid}" for pid in started["processes"])
+    return [path for path in (*processes, *started["cgroups"]) if os.path.exists(path)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,100 +22,26 @@ from typing import Any
 
 from tests.e2e import images
 from tests.e2e.api import TOKEN, Api, ApiError
+from tests.e2e.control_plane import NADS, PORT, SERVER, ControlPlane, kubeconfig
 from tests.e2e.machine import Daemon, Machine, eventually, running_machine
-from tests.harness import OURS, Sandbox, executable, peer
+from tests.harness import NAMES, Sandbox, executable, peer
 
-SERVER = "192.168.77.1"
-PORT = 16443
 DEFAULT_NETWORK = "pods"
 PODS = "/api/v1/namespaces/default/pods"
-NADS = "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions"
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
 
 _REFERENCE_PLUGINS = ("bridge", "host-local", "loopback", "portmap", "ptp", "static", "tuning")
+# What a cluster is made of beside our own programs.
+_PROGRAMS = (
+    *("etcd", "kube-apiserver", "containerd", "ctr", "crictl", "kubelet", "multus"),
+    *_REFERENCE_PLUGINS,
+)
 # Paths in a node.
 _CNI_BIN = "/var/lib/cni/bin"
 _CNI_CONF = "/var/lib/cni/net.d"
 _KUBECONFIG = "/var/lib/kubeconfig"
 _CONTAINERD = "/run/containerd/containerd.sock"
-
-
-class ControlPlane:
-    """etcd and the API server, and the switch and router between nodes."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.api = Api(machine.netns, SERVER, PORT)
-
-    def start(self) -> None:
-        self.machine.run(
-            "sh",
-            "-euc",
-            f"""
-            ip link add switch type bridge; ip addr add {SERVER}/24 dev switch; ip link set switch up
-            ip link add wire type bridge; ip link set wire up
-            echo 1 >/proc/sys/net/ipv4/ip_forward
-            """,
-        )
-        self.machine.start(
-            peer("etcd"),
-            "--data-dir=/var/lib/etcd",
-            "--unsafe-no-fsync",
-            "--listen-client-urls=http://127.0.0.1:2379",
-            "--advertise-client-urls=http://127.0.0.1:2379",
-            "--listen-peer-urls=http://127.0.0.1:2380",
-        )
-        state = self.machine.folder / "var/lib"
-        key = state / "service-accounts.key"
-        subprocess.run(
-            ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True
-        )
-        (state / "tokens").write_text(f"{TOKEN},admin,admin,system:masters\n")
-        self.machine.start(
-            peer("kube-apiserver"),
-            "--etcd-servers=http://127.0.0.1:2379",
-            f"--advertise-address={SERVER}",
-            "--bind-address=0.0.0.0",
-            f"--secure-port={PORT}",
-            "--cert-dir=/run/apiserver",
-            "--token-auth-file=/var/lib/tokens",
-            "--authorization-mode=RBAC",
-            "--service-account-issuer=https://k",
-            "--service-account-key-file=/var/lib/service-accounts.key",
-            "--service-account-signing-key-file=/var/lib/service-accounts.key",
-            "--service-cluster-ip-range=10.96.0.0/16",
-            # Without a controller manager nobody makes the accounts.
-            "--disable-admission-plugins=ServiceAccount",
-        )
-
-    def wait_until_ready(self) -> None:
-        eventually(self.api.is_ready, "the API server is ready")
-        eventually(lambda: self.api.find("/api/v1/namespaces/default"), "there is a namespace")
-        self.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", _NAD_DEFINITION)
-        eventually(lambda: self.api.find(NADS), "NetworkAttachmentDefinitions are known")
-
-    def plug_in(self, machine: Machine, number: int) -> None:
-        """Connects a node to the switch as `lan0` and to the wire as `eth1`; routes to its pods."""
-        self.machine.run(
-            "sh",
-            "-euc",
-            f"""
-            ip link add n{number} type veth peer name lan0 netns {machine.first}
-            ip link set n{number} master switch up
-            ip link add w{number} type veth peer name eth1 netns {machine.first}
-            ip link set w{number} master wire up
-            ip route add 10.244.{number}.0/24 via 192.168.77.{10 + number}
-            """,
-        )
-        machine.run(
-            "sh",
-            "-euc",
-            f"""
-            ip addr add 192.168.77.{10 + number}/24 dev lan0; ip link set lan0 up; ip link set eth1 up
-            ip route add default via {SERVER}
-            """,
-        )
 
 
 class Node:
@@ -136,11 +61,11 @@ class Node:
         programs.mkdir(parents=True)
         for name in (*_REFERENCE_PLUGINS, "multus"):
             (programs / name).symlink_to(Path(peer(name)).resolve())
-        for name in OURS:
+        for name in NAMES:
             (programs / name).symlink_to(executable(name))
         (state / "cni/net.d").mkdir()
         (state / "cni/net.d/00-multus.conf").write_text(json.dumps(self._multus()))
-        (state / "kubeconfig").write_text(json.dumps(_kubeconfig()))
+        (state / "kubeconfig").write_text(json.dumps(kubeconfig(f"https://{SERVER}:{PORT}", TOKEN)))
         (state / "kubelet.conf").write_text(json.dumps(self._kubelet()))
         (state / "resolv.conf").write_text("nameserver 192.168.77.1\nsearch example.test\n")
         (state / "containerd.toml").write_text(_CONTAINERD_CONFIG)
@@ -274,18 +199,18 @@ class Testbed:
             },
         )
 
-    def create_pod(self, name: str, node: Node, annotations: Mapping[str, str]) -> None:
+    def create_pod(
+        self, name: str, node: Node, annotations: Mapping[str, str], *owners: Mapping[str, Any]
+    ) -> None:
         self.api.create(
             PODS,
             {
-                "metadata": {"name": name, "annotations": dict(annotations)},
-                "spec": {
-                    "nodeName": node.name,
-                    "automountServiceAccountToken": False,
-                    "enableServiceLinks": False,
-                    "tolerations": [{"operator": "Exists"}],
-                    "containers": [{"name": "idle", "image": images.IDLE, "imagePullPolicy": "Never"}],
+                "metadata": {
+                    "name": name,
+                    "annotations": dict(annotations),
+                    "ownerReferences": list(owners),
                 },
+                "spec": idle_on(node),
             },
         )
 
@@ -316,6 +241,17 @@ class Testbed:
         return [f"{event['reason']}: {event['message']}" for event in listed["items"]]
 
 
+def idle_on(node: Node) -> dict[str, Any]:
+    """The specification of a pod that does nothing, on a node."""
+    return {
+        "nodeName": node.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [{"name": "idle", "image": images.IDLE, "imagePullPolicy": "Never"}],
+    }
+
+
 def default_network(number: int) -> dict[str, Any]:
     """The plugin that makes the default network on a node: the reference bridge with host-local."""
     return {
@@ -326,12 +262,23 @@ def default_network(number: int) -> dict[str, Any]:
     }
 
 
+def require_programs() -> None:
+    """Skips the test, or fails it in CI, where a cluster cannot be made."""
+    for program in _PROGRAMS:
+        peer(program)
+
+
 @contextmanager
-def running_testbed(folder: Path, *, nodes: int = 1) -> Generator[Testbed]:
-    """A cluster that is ready for pods, and ends with the block."""
+def running_testbed(folder: Path, *, nodes: int = 1, complete: bool = False) -> Generator[Testbed]:
+    """A cluster that is ready for pods, and ends with the block.
+
+    `complete` as in ControlPlane, and with kube-scheduler.
+    """
+    require_programs()
     with ExitStack() as undo:
-        control_plane = ControlPlane(undo.enter_context(running_machine("lan", folder / "lan")))
-        control_plane.start()
+        machine = undo.enter_context(running_machine("lan", folder / "lan"))
+        control_plane = ControlPlane(machine, complete=complete)
+        control_plane.start(undo)
         made: list[Node] = []
         for number in range(1, nodes + 1):
             name = f"node-{number}"
@@ -342,6 +289,9 @@ def running_testbed(folder: Path, *, nodes: int = 1) -> Generator[Testbed]:
             node.import_images()
             made.append(node)
         control_plane.wait_until_ready()
+        if complete:
+            control_plane.start_controllers()
+            control_plane.start_scheduler()
         for node in made:
             node.start_kubelet()
         for node in made:
@@ -358,18 +308,6 @@ def _is_ready(api: Api, node: Node) -> bool:
         return False
     conditions = found["status"].get("conditions", ()) if found else ()
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _kubeconfig() -> dict[str, Any]:
-    server = {"server": f"https://{SERVER}:{PORT}", "insecure-skip-tls-verify": True}
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "testbed", "cluster": server}],
-        "users": [{"name": "admin", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "admin"}}],
-        "current-context": "testbed",
-    }
 
 
 _CONTAINERD_CONFIG = f"""
@@ -389,35 +327,3 @@ state = "/run/containerd"
     # Works on whatever file system this is.
     snapshotter = "native"
 """
-
-# The parts of Multus' own definition that a server looks at.
-_NAD_DEFINITION: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "network-attachment-definitions.k8s.cni.cncf.io"},
-    "spec": {
-        "group": "k8s.cni.cncf.io",
-        "scope": "Namespaced",
-        "names": {
-            "plural": "network-attachment-definitions",
-            "singular": "network-attachment-definition",
-            "kind": "NetworkAttachmentDefinition",
-            "shortNames": ["net-attach-def"],
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {
-                            "spec": {"type": "object", "properties": {"config": {"type": "string"}}}
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.guest.machine import Guest
-from tests.e2e.guests.lab import SIDES, V4, V6, Lab, Pod, Side, a_lab, assert_both_ways, serve
+from scripts.guest.machine import QemuGuest
+from tests.e2e.guests.qemu_node import SIDES, V4, V6, Lab, Pod, Side, a_lab, assert_both_ways, serve
 
-TOLD = {
+OPTIONS = {
     "nameservers": ["10.96.0.10", "fd99::a", "fd99::b"],
     "search": ["default.svc.cluster.local", "cluster.local"],
     "leaseSeconds": 3600,
@@ -40,13 +40,13 @@ def router(pod: Pod, lab: Lab, plugin: str) -> str:
     return str(found)
 
 
-def signal(guest: Guest, name: str, until: str) -> None:
+def signal(guest: QemuGuest, name: str, until: str) -> None:
     guest.run(f"kill -{name} $(cat /run/udhcpc6.eth0); until {until}; do usleep 100000; done").ok()
 
 
 @EACH_PLUGIN
-def test_busybox_is_told_all_that_it_needs(tmp_path: Path, plugin: str) -> None:
-    with a_lab(tmp_path, {"type": plugin, "guestServices": TOLD}, mtu=1400) as lab:
+def test_busybox_gets_all_that_it_needs(tmp_path: Path, plugin: str) -> None:
+    with a_lab(tmp_path, {"type": plugin, "guestServices": OPTIONS}, mtu=1400) as lab:
         pod = lab.pod()
         guest = lab.guest(pod)
         wanted = addresses(plugin, pod)
@@ -67,7 +67,7 @@ def test_busybox_is_told_all_that_it_needs(tmp_path: Path, plugin: str) -> None:
 
 @EACH_PLUGIN
 def test_busybox_renews_its_lease_gives_it_back_and_gets_it_again(tmp_path: Path, plugin: str) -> None:
-    with a_lab(tmp_path, {"type": plugin, "guestServices": TOLD}) as lab:
+    with a_lab(tmp_path, {"type": plugin, "guestServices": OPTIONS}) as lab:
         pod = lab.pod()
         guest = lab.guest(pod)
         wanted = addresses(plugin, pod)[V6]

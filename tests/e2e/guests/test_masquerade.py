@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.guest.machine import QEMU_USER, Guest
-from tests.e2e.guests.lab import SIDES, V4, V6, a_lab, assert_both_ways, fetch, renew_lease, serve
+from scripts.guest.machine import QEMU_USER, QemuGuest
+from tests.e2e.guests.qemu_node import SIDES, V4, V6, a_lab, assert_both_ways, fetch, renew_lease, serve
 
 # The link-local address that follows from the MAC of masquerade's bridge.
 ROUTER6 = "fe80::ff:fe00:0"
@@ -18,21 +18,21 @@ def masquerade(**keys: Any) -> dict[str, Any]:
     return {"type": "masquerade", **keys}
 
 
-def configure(guest: Guest) -> None:
-    """What a guest does when it boots: everything it has, the agent has told it."""
+def configure(guest: QemuGuest) -> None:
+    """What a guest does when it boots: all its settings come from the agent."""
     assert guest.ask_dhcp()["ip"] == V4.guest
     assert guest.await_default_route6() == ROUTER6
     assert guest.ask_dhcp6()["new_ip6_address"] == V6.guest
 
 
-def test_a_guest_is_told_all_that_it_needs(tmp_path: Path) -> None:
-    told = {
+def test_a_guest_gets_all_that_it_needs(tmp_path: Path) -> None:
+    options = {
         "hostname": "vm-a",
         "nameservers": ["10.96.0.10", "fd99::a"],
         "search": ["default.svc.cluster.local", "cluster.local"],
         "leaseSeconds": 3600,
     }
-    with a_lab(tmp_path, masquerade(guestServices=told), mtu=1400) as lab:
+    with a_lab(tmp_path, masquerade(guestServices=options), mtu=1400) as lab:
         guest = lab.guest(lab.pod())
         lease = guest.ask_dhcp()
         assert (lease["ip"], lease["mask"], lease["router"]) == (V4.guest, "24", V4.gateway)
@@ -85,7 +85,7 @@ def test_programs_of_the_pod_reach_the_guest_by_the_loopback_address(tmp_path: P
     with a_lab(tmp_path, masquerade()) as lab:
         pod = lab.pod()
         guest = lab.guest(pod)
-        # As cloud-init does it: who brings the addresses along needs nobody to give them.
+        # As cloud-init does it: the guest brings its addresses along and needs no DHCP server.
         guest.run("ip link set eth0 up; ip addr add 10.0.2.2/24 dev eth0").ok()
         serve(guest, 80)
         assert fetch(pod, V4, "127.0.0.1", 80, "/name") == b"guest"
@@ -109,6 +109,7 @@ def test_nothing_is_cut_into_pieces_on_its_way(tmp_path: Path, mtu: int) -> None
         assert pod.fragments() != before
 
 
+@pytest.mark.usefixtures("_opened")
 def test_qemu_opens_the_tap_without_any_privilege(tmp_path: Path) -> None:
     with a_lab(tmp_path, masquerade()) as lab:
         pod = lab.pod()
@@ -118,7 +119,8 @@ def test_qemu_opens_the_tap_without_any_privilege(tmp_path: Path) -> None:
         assert "CapEff:\t0000000000000000" in status
 
 
-def test_qemu_does_not_open_the_tap_of_somebody_else(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_opened")
+def test_qemu_does_not_open_a_tap_of_another_user(tmp_path: Path) -> None:
     with (
         a_lab(tmp_path, masquerade(owner=1000, group=1000)) as lab,
         pytest.raises(RuntimeError, match="Operation not permitted"),
@@ -126,6 +128,7 @@ def test_qemu_does_not_open_the_tap_of_somebody_else(tmp_path: Path) -> None:
         lab.guest(lab.pod())
 
 
+@pytest.mark.usefixtures("_either_way")
 def test_a_tap_for_several_queues(tmp_path: Path) -> None:
     with a_lab(tmp_path, masquerade(queues=2)) as lab:
         pod = lab.pod()
@@ -141,6 +144,7 @@ def test_a_tap_for_several_queues(tmp_path: Path) -> None:
             assert_both_ways(lab, pod, guest, side)
 
 
+@pytest.mark.usefixtures("_either_way")
 def test_an_attachment_is_renewed_under_a_running_guest(tmp_path: Path) -> None:
     """As when an interface is unplugged and plugged in again: KubeVirt takes the card away first."""
     with a_lab(tmp_path, masquerade()) as lab:

@@ -1,4 +1,4 @@
-"""A live migration between two pods that have the same address: QEMU moves the guest, nobody is cut off."""
+"""A live migration between two pods of the same address: QEMU moves the guest, connections go on."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.guest.machine import PATIENCE, Guest, Nic
-from tests.functional.agent.lab import eventually, running_agent
-from tests.functional.masquerade.lab import GUEST_MAC, SIDES, a_lab
+from scripts.guest.machine import PATIENCE, Nic, QemuGuest
+from tests.functional.agent.own_agent import eventually, running_agent
+from tests.functional.masquerade.masquerade_pod import GUEST_MAC, SIDES, a_lab
 from tests.functional.masquerade.test_migration import role
 
-TOLD = ("ip", "mask", "router", "mtu", "serverid", "lease")
+KEPT = ("ip", "mask", "router", "mtu", "serverid", "lease")
 NIC = Nic("tap0", GUEST_MAC)
 
 
 class Talk(threading.Thread):
-    """Says something over a connection and waits to hear it again, until it is told to stop."""
+    """Says something over a connection and waits to hear it again, until it is stopped."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(daemon=True)
@@ -32,14 +32,14 @@ class Talk(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stop_it.wait(0.01):
-                said = b"%08d" % self.heard
-                self._connection.sendall(said)
+                message = b"%08d" % self.heard
+                self._connection.sendall(message)
                 answer = b""
-                while len(answer) < len(said):
-                    read = self._connection.recv(len(said) - len(answer))
+                while len(answer) < len(message):
+                    read = self._connection.recv(len(message) - len(answer))
                     assert read, "closed"
                     answer += read
-                assert answer == said
+                assert answer == message
                 self.heard += 1
         except (OSError, AssertionError) as e:
             self.error = e
@@ -72,7 +72,7 @@ def test_connections_in_both_directions_live_on(tmp_path: Path) -> None:
     with a_lab(tmp_path) as lab, running_agent(lab.node), ExitStack() as undo:
         source, target = lab.pod(), lab.pod(up=False)
         source.cni("ADD", **keys, **role("active")).ok()
-        guest = undo.enter_context(Guest(source.netns, NIC))
+        guest = undo.enter_context(QemuGuest(source.netns, NIC))
         lease = guest.ask_dhcp()
         guest.await_default_route6()
         guest.ask_dhcp6()
@@ -92,7 +92,7 @@ def test_connections_in_both_directions_live_on(tmp_path: Path) -> None:
             inbound.settimeout(PATIENCE)
             talks.append(undo.enter_context(talking(inbound)))
         target.cni("ADD", **keys, **role("target")).ok()
-        moved = undo.enter_context(Guest(target.netns, NIC, incoming=True))
+        moved = undo.enter_context(QemuGuest(target.netns, NIC, incoming=True))
         guest.migrate(moved)
         # The network learns where the address is now.
         source.run("ip", "link", "set", "eth0", "down")
@@ -100,6 +100,6 @@ def test_connections_in_both_directions_live_on(tmp_path: Path) -> None:
         lab.node.run("ip", "neigh", "flush", "all")
         assert [(talk.goes_on(), talk.error) for talk in talks] == [(True, None)] * 4
         source.cni("DEL", **keys, **role("active")).ok()
-        # It is served where it is now, and told the same.
+        # It is served where it is now, and given the same settings.
         again = moved.ask_dhcp()
-        assert {key: again[key] for key in TOLD} == {key: lease[key] for key in TOLD}
+        assert {key: again[key] for key in KEPT} == {key: lease[key] for key in KEPT}

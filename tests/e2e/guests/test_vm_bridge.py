@@ -8,14 +8,25 @@ from typing import Any
 
 import pytest
 
-from scripts.guest.machine import Guest
-from tests.e2e.guests.lab import SIDES, V4, V6, Lab, Pod, a_lab, assert_both_ways, fetch, renew_lease, serve
+from scripts.guest.machine import QemuGuest
+from tests.e2e.guests.qemu_node import (
+    SIDES,
+    V4,
+    V6,
+    Lab,
+    Pod,
+    a_lab,
+    assert_both_ways,
+    fetch,
+    renew_lease,
+    serve,
+)
 
 BINDING = {"type": "vm-bridge"}
 
 
-def configure(pod: Pod, guest: Guest) -> dict[str, str]:
-    """What a guest does when it boots: it is told the pod's addresses."""
+def configure(pod: Pod, guest: QemuGuest) -> dict[str, str]:
+    """What a guest does when it boots: it asks for the pod's addresses."""
     lease = guest.ask_dhcp()
     assert lease["ip"] == pod.address(V4)
     guest.await_default_route6()
@@ -31,8 +42,10 @@ def link_local(pod: Pod) -> str:
 
 
 def check(lab: Lab, pod: Pod) -> None:
-    """CHECK of vm-bridge alone. The reference's bridge, before it in the list, misses the pod's veth, as it
-    does with KubeVirt's own binding.
+    """CHECK of vm-bridge alone.
+
+    The reference's bridge, before it in the list, misses the pod's veth, as it does with KubeVirt's own
+    binding.
     """
     (record,) = (lab.node.rundir / "attachments").glob("vm-bridge-*.json")
     container = json.loads(record.read_text())["containerid"]
@@ -73,8 +86,8 @@ def test_vlans_and_multicast_pass_between_guests(tmp_path: Path) -> None:
         # As large as an untagged one may be: the tag is no part of the MTU.
         one.run("ping -c 1 -W 30 -s 1472 192.0.2.2").ok()
         for group, answer in (("224.0.0.1", pods[1].address(V4)), ("ff02::1", link_local(pods[1]))):
-            heard = one.run(f"ping -I eth0 -c 3 -W 5 {group}").output
-            assert f"from {answer}" in heard, heard
+            replies = one.run(f"ping -I eth0 -c 3 -W 5 {group}").output
+            assert f"from {answer}" in replies, replies
         assert other.run("ping -c 1 -W 30 192.0.2.1").status == 0
 
 

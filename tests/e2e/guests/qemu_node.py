@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnvnet.kernel import netns
-from scripts.guest.machine import PATIENCE, Guest, Nic
-from tests.functional.agent.lab import running_agent
+from scripts.guest.machine import PATIENCE, Nic, QemuGuest
+from tests.functional.agent.own_agent import running_agent
 from tests.functional.bridge.test_cnitool import Cnitool
 from tests.harness import Node, Sandbox, a_node
 
@@ -61,7 +61,7 @@ class Pod(Sandbox):
 
     @property
     def mac(self) -> str:
-        """Also that of the guest, as in KubeVirt: nobody else's packets show it."""
+        """Also that of the guest, as in KubeVirt: no other host's packets show it."""
         (found,) = (each["mac"] for each in self.result["interfaces"] if each.get("sandbox"))
         return str(found)
 
@@ -117,9 +117,9 @@ class Lab:
         self._undo.callback(pod.detach)
         return pod
 
-    def guest(self, pod: Pod, *, queues: int = 1) -> Guest:
+    def guest(self, pod: Pod, *, queues: int = 1) -> QemuGuest:
         """A guest on the pod's tap with the pod's MAC. The device says nothing of the MTU: DHCP has to."""
-        return self._undo.enter_context(Guest(pod.netns, Nic("tap0", pod.mac, queues=queues)))
+        return self._undo.enter_context(QemuGuest(pod.netns, Nic("tap0", pod.mac, queues=queues)))
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def fetch(caller: Sandbox, side: Side, host: str, port: int, path: str) -> bytes
 
 
 class Server(threading.Thread):
-    """A web server on a host: gives CONTENT to everyone, and remembers who they were."""
+    """A web server on a host: gives CONTENT to everyone, and remembers their addresses."""
 
     def __init__(self, sandbox: Sandbox, side: Side, port: int) -> None:
         super().__init__(daemon=True)
@@ -187,13 +187,13 @@ def url(host: str, port: int, path: str = "/") -> str:
     return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
 
 
-def serve(guest: Guest, *ports: int) -> None:
-    """Web servers in the guest, which say `guest` to who asks for the name."""
+def serve(guest: QemuGuest, *ports: int) -> None:
+    """Web servers in the guest, which say `guest` when asked for their name."""
     listen = "".join(f"httpd -p {port} -h /www; " for port in ports)
     guest.run(f"mkdir -p /www; echo -n guest >/www/name; {listen}").ok()
 
 
-def renew_lease(guest: Guest) -> None:
+def renew_lease(guest: QemuGuest) -> None:
     """The guest's DHCP client asks its server directly until it is answered."""
     guest.run("""
         rm /run/lease.eth0 /run/lease6.eth0
@@ -201,7 +201,7 @@ def renew_lease(guest: Guest) -> None:
     """).ok()
 
 
-def assert_both_ways(lab: Lab, pod: Pod, guest: Guest, side: Side) -> None:
+def assert_both_ways(lab: Lab, pod: Pod, guest: QemuGuest, side: Side) -> None:
     """The guest takes a lot from a host outside, and the host gets it back from the guest."""
     with serving(lab.node, side, 8080) as server:
         guest.run(f"wget -q -O /www/content '{url(side.outside, 8080)}'").ok()
