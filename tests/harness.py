@@ -33,6 +33,13 @@ from cnvnet.kernel.links import RETIRED_GROUP
 # "", "agent" or "python"; tests/functional/conftest.py clears it for tests marked `alone`.
 through = os.environ.get("CNV_THROUGH", "")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+# The peers that take long to build, which scripts/peers does.
+KUBERNETES = frozenset(
+    {
+        *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"),
+        *("crictl", "multus", "multus-daemon", "multus-shim", "whereabouts"),
+    }
+)
 CHECKABLE = ("0.4.0", "1.0.0", "1.1.0")
 
 
@@ -43,16 +50,21 @@ def peer(program: str) -> str:
     peers = os.environ.get("CNV_PEERS")
     found = (peers and shutil.which(program, path=peers)) or shutil.which(program, path=elsewhere)
     if found is None:
-        reason = f"{program} is not here: set CNV_PEERS to the folder that has it"
+        reason = f"{program} is not here: {_bringer(program)}, or CNV_PEERS=FOLDER has it"
         if os.environ.get("CNV_REQUIRE_PEERS") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     return found
 
 
+def _bringer(program: str) -> str:
+    """What brings a program we test against, in words."""
+    return f"scripts/peers {program} builds it" if program in KUBERNETES else "scripts/setup test brings it"
+
+
 def executable(name: str) -> str:
     """The path of one of our own executables as a runtime finds it: installed, or its launcher."""
-    if through == "agent" and name in OURS:
+    if through == "agent" and name in NAMES:
         return str(launchers() / name)
     return installed(name)
 
@@ -69,7 +81,7 @@ def launchers() -> Path:
     made = folder / "cnvnet/cnv-launch"
     (folder / "cnvnet/bin").mkdir(parents=True)
     subprocess.run(["make", "-s", "-C", source, f"OUT={made}", str(made)], check=True)
-    for name in OURS:
+    for name in NAMES:
         shutil.copy(made, folder / name)
         alone = folder / "cnvnet/bin" / name
         note = '[ -z "$CNVNET_RUNDIR" ] || echo "$0 $CNI_COMMAND" >>"$CNVNET_RUNDIR.alone"'
@@ -141,7 +153,8 @@ class Sandbox:
     def ip(self, *args: str) -> list[dict[str, Any]]:
         """`ip -d -j ARGS` decoded."""
         out = self.run("ip", "-d", "-j", *args).stdout
-        return [item for item in json.loads(out or "[]") if item]
+        # strict: iproute2 prints control characters in names as they are.
+        return [item for item in json.loads(out or "[]", strict=False) if item]
 
     def link(self, name: str) -> dict[str, Any] | None:
         done = self.run("ip", "-d", "-j", "link", "show", "dev", name, check=False)
@@ -219,20 +232,21 @@ class Node(Sandbox):
         env: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
         timeout: float = 60,
+        unknown_keys: bool = False,
     ) -> Outcome:
-        """One call of an executable (an absolute path, one of ours, or a peer) as a runtime makes it.
+        r"""One call of an executable (an absolute path, one of ours, or a peer) as a runtime makes it.
 
-        `env` overrides variables; a value of "\\0" removes one. `within` is a command that runs the
+        `env` overrides variables; a value of "\0" removes one. `within` is a command that runs the
         executable, given as its last argument, in circumstances of its own, such as `prlimit --nofile=20`:
-        then no agent runs it.
+        then no agent runs it. That a key is unknown is said of no configuration, but with `unknown_keys`.
         """
-        if within and program in OURS:
+        if within and program in NAMES:
             program, env = installed(program), {"CNVNET_AGENT": "off", **(env or {})}
         path = program if "/" in program else _resolve(program)
         stdin = config if isinstance(config, bytes) else _text(config).encode()
         # Most tests of a peer need no agent, which takes longer to start than they do.
         foreign = (
-            program not in OURS and "/" not in program and not any(our.encode() in stdin for our in OURS)
+            program not in NAMES and "/" not in program and not any(our.encode() in stdin for our in NAMES)
         )
         environment = (self._variables if foreign else self.environment)(
             CNI_COMMAND=command,
@@ -254,10 +268,11 @@ class Node(Sandbox):
         )
         if command in ("DEL", "GC"):
             self.await_reaper()
+        assert unknown_keys or b"no such key" not in done.stderr, done.stderr
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def await_reaper(self) -> None:
-        """What an agent has deleted is out of everybody's way at once, and gone a moment later."""
+        """What an agent has deleted is out of the way at once, and gone a moment later."""
         deadline = time.monotonic() + 10
         retired = f"group {RETIRED_GROUP} "
         while (
@@ -269,6 +284,8 @@ class Node(Sandbox):
 
 
 OURS = ("cnv-bridge", "masquerade", "static-ip", "vm-bridge")
+# Under which they are installed: cnv-bridge has a second name, which no other program has.
+NAMES = (*OURS, "cnvnet-bridge")
 _kept = ExitStack()
 atexit.register(_kept.close)
 
@@ -277,7 +294,7 @@ atexit.register(_kept.close)
 def _agent_of(node: Node) -> Generator[None]:
     """The agent of a node: it lives until the end and never stumbles."""
     # Not at the top: it stands on this module.
-    from tests.functional.agent.lab import running_agent
+    from tests.functional.agent.own_agent import running_agent
 
     node.folder.mkdir(parents=True, exist_ok=True)
     with running_agent(node, "--metrics-address", "") as agent:
@@ -288,7 +305,7 @@ def _agent_of(node: Node) -> Generator[None]:
 
 
 def _resolve(program: str) -> str:
-    return executable(program) if program in OURS else peer(program)
+    return executable(program) if program in NAMES else peer(program)
 
 
 def _text(config: Mapping[str, Any] | str) -> str:

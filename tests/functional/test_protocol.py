@@ -17,11 +17,12 @@ import pytest
 
 from cnvnet.cni import skel
 from tests.harness import CHECKABLE, OURS, VERSIONS, Node, executable, installed, peer
+from tests.unit.test_executables import LOADED_FOR_VERSION
 
 TINY = """#!{python}
 import json
 import os
-from cnvnet.cni import executable
+from cnvnet.launch import executable
 from cnvnet.cni.delegate import delegate_add
 from cnvnet.cni.fields import as_interface_address
 from cnvnet.cni.result import IP, Interface, Result
@@ -35,13 +36,13 @@ class Tiny:
         if request.fields.has("delegate"):
             return delegate_add(request, request.fields.text("delegate"))
         if request.fields.flag("crash"):
-            raise ValueError("as it was told")
+            raise ValueError("as the test says")
         padding = "x" * request.fields.integer("padding")
         address = as_interface_address("10.0.0.5/24", "")
         return Result((Interface(request.ifname, sandbox=padding),), (IP(address, interface=0),))
 
     def delete(self, request):
-        with open(request.fields.text("witness"), "w") as file:
+        with open(request.fields.text("report"), "w") as file:
             json.dump([request.netns, sorted(os.listdir("/proc/self/fd"))], file)
 
     def check(self, request): ...
@@ -49,7 +50,7 @@ class Tiny:
     def status(self, request): ...
 
 
-executable.main("tiny", lambda env: Tiny())
+executable.main("tiny", lambda env: Tiny(), "answers tests")
 """
 
 COMPLETE = {
@@ -261,13 +262,13 @@ def test_the_nodes_own_namespace_is_refused(node: Node, program: str, command: s
 
 
 def test_del_of_the_nodes_own_namespace_goes_on_without_one(node: Node, tiny: str) -> None:
-    witness = node.folder / "witness"
-    node.cni(tiny, "DEL", {**CONFIG, "witness": str(witness)}, node).ok()
-    assert json.loads(witness.read_text())[0] == ""
-    witness.unlink()
+    report = node.folder / "report"
+    node.cni(tiny, "DEL", {**CONFIG, "report": str(report)}, node).ok()
+    assert json.loads(report.read_text())[0] == ""
+    report.unlink()
     pod = node.pod()
-    node.cni(tiny, "DEL", {**CONFIG, "witness": str(witness)}, pod).ok()
-    assert json.loads(witness.read_text())[0] == pod.netns
+    node.cni(tiny, "DEL", {**CONFIG, "report": str(report)}, pod).ok()
+    assert json.loads(report.read_text())[0] == pod.netns
 
 
 def test_stdout_carries_one_document_whatever_a_library_prints(tiny: str) -> None:
@@ -277,9 +278,9 @@ def test_stdout_carries_one_document_whatever_a_library_prints(tiny: str) -> Non
 
 def test_a_crash_is_an_error_object_and_one_line(tiny: str) -> None:
     called = call(tiny, COMPLETE, {**CONFIG, "crash": True})
-    assert called.error() == {"code": 999, "msg": "internal error: ValueError: as it was told"}
-    said = "tiny: internal error: ValueError: as it was told (tiny:18)"
-    assert called.stderr.splitlines() == ["a library that prints to stdout", said]
+    assert called.error() == {"code": 999, "msg": "internal error: ValueError: as the test says"}
+    message = "tiny: internal error: ValueError: as the test says (tiny:18)"
+    assert called.stderr.splitlines() == ["a library that prints to stdout", message]
 
 
 def test_a_large_result_is_written_whole_into_a_pipe_that_does_not_block(tiny: str) -> None:
@@ -299,7 +300,9 @@ def test_a_large_result_is_written_whole_into_a_pipe_that_does_not_block(tiny: s
 
 
 @pytest.mark.parametrize("command", ["VERSION", "ADD", "FOO"])
-def test_an_answer_that_nobody_takes_is_a_failure_without_a_traceback(program: str, command: str) -> None:
+def test_an_answer_that_cannot_be_written_is_a_failure_without_a_traceback(
+    program: str, command: str
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -322,8 +325,8 @@ def closing(descriptor: int, program: str) -> list[str]:
 def test_a_descriptor_that_is_closed_is_not_used_for_something_else(
     tiny: str, tmp_path: Path, descriptor: int
 ) -> None:
-    witness = tmp_path / "witness"
-    raw = json.dumps({**CONFIG, "witness": str(witness)}).encode()
+    report = tmp_path / "report"
+    raw = json.dumps({**CONFIG, "report": str(report)}).encode()
     env = {**with_(CNI_COMMAND="DEL"), "PATH": os.environ["PATH"]}
     done = subprocess.run(closing(descriptor, tiny), env=env, input=raw, capture_output=True, check=False)
     if descriptor == 0:
@@ -331,7 +334,7 @@ def test_a_descriptor_that_is_closed_is_not_used_for_something_else(
     else:
         assert done.returncode == 0
         # 0, 1, 2, the file itself, and the one that lists the folder
-        assert json.loads(witness.read_text())[1] == ["0", "1", "2", "3", "4"]
+        assert json.loads(report.read_text())[1] == ["0", "1", "2", "3", "4"]
     assert b"Traceback" not in done.stderr
 
 
@@ -380,27 +383,27 @@ def test_delegates_find_each_other_and_their_errors_come_through(
     )
 
 
-# What VERSION may import of ours, besides the plugin's own package; of Python's only what these lines do.
-LIGHT = {"cnvnet", *(f"cnvnet.cni{name}" for name in ("", ".about", ".errors", ".executable", ".version"))}
+# What VERSION may import of Python's is only what these lines do.
 PYTHONS = "import __future__, gc, os"
-# Says which package is an executable, and where ours are.
+# Says which module and function are an executable, and where the package is.
 SHOW = """
 import os.path, sys
 from importlib.metadata import distribution
 import cnvnet
 points = distribution("cnvnet").entry_points.select(group="console_scripts")
-print(points[sys.argv[1]].module, os.path.dirname(cnvnet.__path__[0]))
+point = points[sys.argv[1]]
+print(point.module, point.attr, os.path.dirname(cnvnet.__path__[0]))
 """
 
 
-def imported(name: str, env: dict[str, str], without: str = "pass") -> tuple[str, set[str]]:
-    """An executable's package, and the modules it imports less those of a program `without`.
+def imported(name: str, env: dict[str, str], without: str = "pass") -> set[str]:
+    """The modules that an executable imports less those of a program `without`.
 
     It is run as scripts/install-cni writes it: pip's for an editable install imports `typing` itself.
     """
     python = str(Path(installed(name)).parent / Path(sys.executable).name)
     shown = subprocess.run([python, "-I", "-c", SHOW, name], capture_output=True, text=True, check=True)
-    package, folder = shown.stdout.split()
+    module, function, folder = shown.stdout.split()
 
     def modules(code: str) -> set[str]:
         command = [python, "-IS", "-X", "importtime", "-c", code]
@@ -408,20 +411,19 @@ def imported(name: str, env: dict[str, str], without: str = "pass") -> tuple[str
         lines = done.stderr.decode().splitlines()
         return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
 
-    stub = f"import sys\nsys.path.insert(0, {folder!r})\nfrom {package} import main\nmain()"
-    return package, modules(stub) - modules(without)
+    stub = f"import sys\nsys.path.insert(0, {folder!r})\nfrom {module} import {function}\n{function}()"
+    return modules(stub) - modules(without)
 
 
 @pytest.mark.parametrize("env", [{"CNI_COMMAND": "VERSION"}, {}], ids=["version", "about"])
 @pytest.mark.parametrize("name", OURS)
 def test_version_and_about_import_next_to_nothing(name: str, env: dict[str, str]) -> None:
-    package, found = imported(name, env, PYTHONS)
-    assert found == {*LIGHT, package, package.rpartition(".")[0]}
+    assert imported(name, env, PYTHONS) == LOADED_FOR_VERSION
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_malformed_call_imports_nothing_of_the_plugin(name: str) -> None:
-    _, found = imported(name, {"CNI_COMMAND": "ADD"})
+    found = imported(name, {"CNI_COMMAND": "ADD"})
     assert "cnvnet.cni.document" in found
     assert not {
         module for module in found if module.startswith("cnvnet.kernel") or module.endswith(".plugin")
