@@ -379,6 +379,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.api.closed(self.connection)
         with suppress(OSError):
             super().finish()
+        # A caller that has gone makes the flush fail before this is closed, and with it the connection.
+        self.rfile.close()
 
     def do_GET(self) -> None:
         self._serve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from cnvnet.ipam.store.sqlite import Sqlite
+from cnvnet.kube.client import Client
 from cnvnet.vm.directory import Directory
 from tests.fakes.api_server import ApiServer, running_api_server
 from tests.fakes.launchers import Launchers
@@ -22,21 +23,25 @@ settings.load_profile("unhurried")
 
 @pytest.fixture(autouse=True)
 def _close_stores() -> Iterator[None]:
-    """Close the stores of a test at its end: an executable leaves that to its own end."""
-    stores: list[Sqlite] = []
-    init = Sqlite.__init__
-
-    def remember(self: Sqlite, *args: Any, **options: Any) -> None:
-        init(self, *args, **options)
-        stores.append(self)
+    """Close the stores and API clients of a test at its end: an executable leaves that to its own end."""
+    opened: list[Sqlite | Client] = []
 
     # Not the test's own monkeypatch, which it may undo.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sqlite, "__init__", remember)
+        for kind in (Sqlite, Client):
+            patch.setattr(kind, "__init__", _remembering(kind.__init__, opened))
         yield
-    for store in stores:
+    for each in opened:
         with suppress(sqlite3.Error):
-            store.close()
+            each.close()
+
+
+def _remembering(init: Callable[..., None], opened: list[Any]) -> Callable[..., None]:
+    def remember(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        opened.append(self)
+
+    return remember
 
 
 @pytest.fixture
