@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import select
@@ -43,7 +42,7 @@ from cnvnet.kernel.deferred.resident import ResidentKernel
 from cnvnet.kube import credentials
 from cnvnet.plugins.cnv_bridge import observation, reconcile
 from cnvnet.resident import log
-from cnvnet.resident.endpoint import Endpoint, Health, parse_address
+from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
 
 # Seconds between two checks whether there is a reason to end.
 _LOOK: Final = 1.0
@@ -230,13 +229,10 @@ class Agent:
 
     def _open_endpoint(self) -> Endpoint | None:
         """None where none is wanted. Unusable: it cannot be had; an agent on demand does without it."""
-        address = self._options.metrics_address
         try:
-            return Endpoint(address, self._metrics.registry, self.health) if address else None
-        except (OSError, OverflowError) as e:
-            taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-            reason = "is in use" if taken else f"cannot be had ({e})"
-            text = f"{address} {reason}: no /metrics and no /healthz"
+            return open_endpoint(self._options.metrics_address, self._metrics.registry, self.health)
+        except AddressUnavailable as e:
+            text = f"{e}: no /metrics and no /healthz"
             if self._options.idle_exit:
                 log.warning(text)
                 return None

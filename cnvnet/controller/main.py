@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -27,7 +26,7 @@ from cnvnet.kube import credentials
 from cnvnet.kube.api import Api
 from cnvnet.kube.client import Client
 from cnvnet.resident import log
-from cnvnet.resident.endpoint import Endpoint, Health, parse_address
+from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
 
 # Seconds after which a worker that does not go on hangs: each of its requests ends after ten.
 _HUNG: Final = 300.0
@@ -141,13 +140,10 @@ class Controller:
         self._worker.notify()
 
     def _open_endpoint(self) -> Endpoint | None:
-        address = self._options.listen
         try:
-            return Endpoint(address, self._metrics.registry, self.health) if address else None
-        except (OSError, OverflowError) as e:
-            taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-            reason = "is in use" if taken else f"cannot be had ({e})"
-            raise CannotStart(f'{address} {reason} (--listen HOST:PORT, or "" for none)') from e
+            return open_endpoint(self._options.listen, self._metrics.registry, self.health)
+        except AddressUnavailable as e:
+            raise CannotStart(f'{e} (--listen HOST:PORT, or "" for none)') from e
 
 
 def describe(made: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import threading
@@ -40,6 +41,10 @@ class Health(NamedTuple):
     problems: list[str]
     # Lines for an operator.
     details: Callable[[], list[str]]
+
+
+class AddressUnavailable(Exception):
+    """The message names the address and says why it cannot be had."""
 
 
 class Page(NamedTuple):
@@ -83,6 +88,17 @@ class Endpoint:
         if self._thread.ident is not None:
             self._server.shutdown()
         self._server.server_close()
+
+
+def open_endpoint(
+    address: str, registry: CollectorRegistry, health: Callable[[], Health]
+) -> Endpoint | None:
+    """An endpoint at this HOST:PORT; none where the address is empty. AddressUnavailable."""
+    try:
+        return Endpoint(address, registry, health) if address else None
+    except (OSError, OverflowError) as e:
+        taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+        raise AddressUnavailable(f"{address} {'is in use' if taken else f'cannot be had ({e})'}") from e
 
 
 class _Pages:

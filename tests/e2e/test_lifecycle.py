@@ -110,6 +110,13 @@ def is_marked(control_plane: ControlPlane, path: str) -> bool:
     return "deletionTimestamp" in control_plane.api.get(path)["metadata"]
 
 
+def set_owner(control_plane: ControlPlane, path: str, machine: dict[str, Any]) -> None:
+    """Makes the VM the owner of the lease at that path, as an agent does."""
+    owner = {key: machine[key] for key in ("apiVersion", "kind")}
+    owner |= {key: machine["metadata"][key] for key in ("name", "uid")}
+    agent(control_plane, "node-1").patch(path, {"metadata": {"ownerReferences": [owner]}})
+
+
 def shell(control_plane: ControlPlane, commands: str) -> subprocess.CompletedProcess[str]:
     """Commands as an administrator types them in the checkout, to the end whatever fails."""
     return control_plane.shell(commands, CHECKOUT)
@@ -137,9 +144,7 @@ def test_a_lease_ends_with_its_vm_once_its_addresses_are_free(
     control_plane: ControlPlane, kubevirt: KubeVirt, tenant: str, leased: list[str]
 ) -> None:
     machine = kubevirt.create_machine(tenant, "web")
-    owner = {key: machine[key] for key in ("apiVersion", "kind")}
-    owner |= {key: machine["metadata"][key] for key in ("name", "uid")}
-    agent(control_plane, "node-1").patch(leased[0], {"metadata": {"ownerReferences": [owner]}})
+    set_owner(control_plane, leased[0], machine)
     kubevirt.delete(machine)
     eventually(lambda: is_marked(control_plane, leased[0]), "the garbage collector has seen it")
     free(control_plane, leased)
@@ -151,9 +156,7 @@ def test_a_vm_that_is_deleted_as_an_orphan_leaves_its_lease(
 ) -> None:
     """The garbage collector takes the owner from it by an UPDATE, which no policy stops."""
     machine = kubevirt.create_machine(tenant, "web")
-    owner = {key: machine[key] for key in ("apiVersion", "kind")}
-    owner |= {key: machine["metadata"][key] for key in ("name", "uid")}
-    agent(control_plane, "node-1").patch(leased[0], {"metadata": {"ownerReferences": [owner]}})
+    set_owner(control_plane, leased[0], machine)
     path = f"/apis/kubevirt.io/v1/namespaces/{tenant}/virtualmachines/web"
     control_plane.api.patch(path, {"metadata": {"finalizers": None}})
     control_plane.api.delete(path, propagationPolicy="Orphan")
