@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cnvnet.cni.errors import CNIError
-from cnvnet.ipam import allocator
 from cnvnet.ipam.lease import POD, VM_DELETED, Holder, Lease, LeaseKey
 from cnvnet.ipam.store import object_names, objects
-from cnvnet.ipam.store.holds import Holds
-from cnvnet.ipam.store.kubernetes import KubernetesStore
-from cnvnet.ipam.store.kubernetes_networks import OPEN
-from cnvnet.kube.client import Client
-from cnvnet.kube.credentials import from_kubeconfig
 from cnvnet.vm.identity import ACTIVE, TARGET
+from tests.e2e.agent_stores import AgentDesk, reserved
 from tests.e2e.audit import counts
-from tests.e2e.cnvnet_objects import AGENT, CONTROLLER, LEASES, RESERVATIONS, SYSTEM, agent
+from tests.e2e.cnvnet_objects import AGENT, CONTROLLER, LEASES, RESERVATIONS, SYSTEM
 from tests.e2e.control_plane import ControlPlane
-from tests.unit.ipam.store.conformance import Desk, a_pool
+from tests.unit.ipam.store.conformance import a_pool
 
 # One control plane for all of them.
 pytestmark = pytest.mark.xdist_group("control_plane")
@@ -29,48 +23,10 @@ pytestmark = pytest.mark.xdist_group("control_plane")
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:{AGENT}"
 
 
-class AgentStore(KubernetesStore):
-    """The store as the suites of leases use one."""
-
-    def close(self) -> None:
-        """Its connections are those of the client, which ends with the test."""
-
-
-class AgentDesk(Desk):
-    """The store of a node, behind the token of the node's agent. The network is called as the namespace."""
-
-    def __init__(self, control_plane: ControlPlane, folder: Path, node: str, namespace: str) -> None:
-        credentials = from_kubeconfig(str(control_plane.kubeconfig(agent(control_plane, node).token)))
-        store = AgentStore(Client(credentials), Holds(str(folder / node)), node, new_networks=OPEN)
-        super().__init__(store)
-        self.node, self.namespace = node, namespace
-
-    def attach(self, vm: str, container: str, **options: Any) -> Lease:
-        """An ADD of a pod: one of the VM, or one that is no VM if `vm` is empty."""
-        key = LeaseKey(self.namespace, self.namespace, vm, "eth0")
-        if not vm:
-            key = LeaseKey(self.namespace, "", container, "eth0")
-        pod = f"{self.namespace}/launcher-{container}"
-        return self.add(vm, container, "uid-1", key=key, node=self.node, pod=pod, **options).lease
-
-    def detach(self, container: str) -> None:
-        """The DEL of a pod."""
-        self.store.run(
-            lambda ledger: allocator.release(ledger, self.namespace, container, "eth0", now=self.now)
-        )
-
-
 @pytest.fixture
 def desks(control_plane: ControlPlane, tmp_path: Path, tenant: str) -> tuple[AgentDesk, AgentDesk]:
     one, two = (AgentDesk(control_plane, tmp_path, f"node-{number}", tenant) for number in (1, 2))
     return one, two
-
-
-def reserved(control_plane: ControlPlane, namespace: str) -> dict[str, str]:
-    """The addresses that are reserved in a test's network, and the node that has reserved each."""
-    selector = f"labelSelector=cnvnet.io/network={namespace}"
-    listed = control_plane.api.get(f"{RESERVATIONS}?{selector}")["items"]
-    return {each["spec"]["address"]: each["spec"]["node"] for each in listed}
 
 
 def test_a_vm_moves_between_nodes_with_its_addresses(

@@ -167,7 +167,7 @@ def test_gc_drops_dead_holders_but_no_reservation_of_a_vm(desk: Desk) -> None:
 def test_gc_ends_no_hold_of_another_node(desk: Desk) -> None:
     desk.add("vm1", "c1", node="n1")
     desk.add("vm2", "c2", node="n2")
-    desk.add("vm3", "c3")
+    desk.add("vm3", "c3", node="")
     desk.collect(node="n1")
     assert [roles(desk.lease(vm)) for vm in ("vm1", "vm2", "vm3")] == [{}, {"c2": ACTIVE}, {}]
 

@@ -1,7 +1,8 @@
 """The stores that the suites of leases run over, and what those suites share.
 
 A second store gets its line in STORES: then tests/unit/ipam/store/test_conformance.py and
-tests/unit/ipam/test_allocator.py hold it to the same scenarios and the same texts of errors.
+tests/unit/ipam/test_allocator*.py hold it to the same scenarios and the same texts of errors. On a real API
+server tests/e2e/test_store_conformance.py runs them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cnvnet.ipam.pool import Pool, Range, pool
 from cnvnet.ipam.store.protocol import Store, Usage
 from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.vm.identity import ACTIVE
-from tests.fakes.kubernetes_store import open_kubernetes
+from tests.fakes.kubernetes_store import NODE, open_kubernetes
 from tests.fakes.rerun import RerunSqlite
 
 
@@ -42,7 +43,7 @@ STORES: Final[dict[str, Factory]] = {
 
 
 KEY = LeaseKey("net", "default", "vm1", "eth0")
-HOLDER = Holder("c1", "eth0", ACTIVE, "/run/netns/c1", 4026530000, "boot", 5)
+HOLDER = Holder("c1", "eth0", ACTIVE, "/run/netns/c1", 4026530000, "boot", 5, NODE)
 LEASE = Lease(
     KEY,
     in_order(map(ip_address, ("10.0.0.5", "fd00::5"))),
@@ -101,7 +102,7 @@ class Desk:
         given: Pool | None = None,
         prefix: bytes = PREFIX,
         key: LeaseKey | None = None,
-        node: str = "",
+        node: str = NODE,
         pod: str = "",
         pod_uid: str = "",
     ) -> Allocation:
@@ -128,7 +129,7 @@ class Desk:
     def delete(self, container: str) -> None:
         self.store.run(lambda ledger: allocator.release(ledger, "net", container, "eth0", now=self.now))
 
-    def collect(self, *valid: str, node: str = "") -> None:
+    def collect(self, *valid: str, node: str = NODE) -> None:
         self.store.run(
             lambda ledger: allocator.collect(
                 ledger, "net", {(each, "eth0") for each in valid}, node=node, now=self.now
