@@ -76,6 +76,8 @@ class _Context(NamedTuple):
     pause: Pause | None = None
     # None: lines are printed to stderr.
     lines: Lines | None = None
+    # When requests to other machines have to have ended, by time.monotonic(); None: no call says when.
+    end: float | None = None
 
 
 _OWN_CALL: Final = _Context()
@@ -112,6 +114,24 @@ def waiting() -> Generator[None]:
     else:
         with pause():
             yield
+
+
+@contextmanager
+def ending_at(end: float) -> Generator[None]:
+    """Inside the block requests to other machines end before `end`, by time.monotonic(), answered or not.
+
+    The innermost block counts: what an ADD takes back has time of its own.
+    """
+    token = _context.set(_context.get()._replace(end=end))
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def request_limit() -> float | None:
+    """When requests to other machines have to have ended, by time.monotonic(); None: no call says when."""
+    return _context.get().end
 
 
 def open_path(path: str, flags: int) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from cnvnet.agent.calls.scheduler import MAX_RUNNING
+from cnvnet.agent.calls.scheduler import MAX_DELETES, MAX_RUNNING
 from cnvnet.agent.connection import SECONDS, CallerConnection, Document
 from cnvnet.agent.supervisor import Supervisor
 from cnvnet.cni.errors import INTERNAL, CNIError
@@ -26,7 +26,7 @@ from cnvnet.resident import log
 # Of the requests on the socket (docs/agent.md): a request of another version is answered `unsupported`.
 VERSION: Final = 1
 # Four more workers than call slots, so that guest requests are answered even when all slots are busy.
-WORKERS: Final = MAX_RUNNING + 4
+WORKERS: Final = MAX_RUNNING + MAX_DELETES + 4
 # How long a stop waits for workers, in seconds: each ends its call first, which may wait for a program.
 _LAST_CALLS: Final = 60.0
 # At a stop, callers that have connected already may send their requests: all together for so many seconds,

@@ -7,8 +7,10 @@ imported for one. What is printed is printed by `executable`, or by the launcher
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from cnvnet import call_context
 from cnvnet.call_context import captured, log
@@ -20,6 +22,11 @@ from cnvnet.cni.errors import INTERNAL, INVALID_NETNS, IO_FAILURE, CNIError
 if TYPE_CHECKING:
     from cnvnet.cni.request import Request
     from cnvnet.cni.result import Result
+
+
+# Seconds from a call's arrival in which it may ask other machines. An ADD is answered within 10: there has
+# to be time for taking back what it has done. A DEL, which succeeds without an answer, within 3.
+REQUEST_SECONDS: Final[dict[str, float]] = {"ADD": 7.0, "DEL": 2.0}
 
 
 class Plugin(Protocol):
@@ -109,15 +116,26 @@ def run_request(
     read_request: Callable[[], Request],
     *,
     own_netns: str = call_context.OWN_NETNS,
+    arrived: float | None = None,
 ) -> Response:
-    """`run` for a caller that parses the request itself; `read_request` raises CNIError as `parse` does."""
+    """`run` for a caller that parses the request itself; `read_request` raises CNIError as `parse` does.
+
+    `arrived` is when the call came, by time.monotonic(), where that was before now.
+    """
     introduction = about(name, env.get("CNI_COMMAND", ""))
     if introduction is not None:
         return Response(0, *introduction)
-    with captured() as lines:
+    with captured() as lines, _limited(env.get("CNI_COMMAND", ""), arrived):
         stdout, error = _answer(load, env, read_request, own_netns)
     stderr = "".join(f"{name}: {line}\n" for line in lines).encode("utf-8", "replace")
     return Response(0 if error is None else 1, stdout, stderr, lines.unknown_keys, error, lines.vm)
+
+
+def _limited(command: str, arrived: float | None) -> AbstractContextManager[None]:
+    seconds = REQUEST_SECONDS.get(command)
+    if seconds is None:
+        return nullcontext()
+    return call_context.ending_at((time.monotonic() if arrived is None else arrived) + seconds)
 
 
 def _answer(

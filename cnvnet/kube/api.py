@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+from cnvnet import call_context
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.kube.resources import Resource
 
@@ -187,8 +188,8 @@ def deadline(seconds: float) -> Generator[None]:
 
 def request_end() -> float:
     """When a request that begins now has to end, in time.monotonic()'s seconds."""
-    end = _deadline.get()
-    return time.monotonic() + DEFAULT_SECONDS if end is None else end
+    limits = (_deadline.get(), call_context.request_limit())
+    return min(filter(None, limits), default=time.monotonic() + DEFAULT_SECONDS)
 
 
 def refused(server: str, asked: str, status: int, answer: object, used: str = "") -> ApiError:

@@ -116,13 +116,13 @@ class Transport:
                     raise unanswered(self.server, request.asked, str(e)) from e
                 except Broken as e:
                     # Other idle connections lead to the same end.
-                    self._renew(session, session.printed)
+                    self._renew(session, session.printed, end)
                     if is_fresh or time.monotonic() >= end:
                         raise unanswered(self.server, request.asked, str(e)) from e
                     is_fresh = True
                     continue
                 if response.status == 401 and not is_fresh:
-                    self._renew(session, None)
+                    self._renew(session, None, end)
                     is_fresh = True
                     continue
                 pause = _pause(response)
@@ -162,9 +162,12 @@ class Transport:
         finally:
             self._lock.release()
 
-    def _renew(self, session: _Session, printed: Printed | None) -> None:
+    def _renew(self, session: _Session, printed: Printed | None, end: float) -> None:
         """The next request uses fresh connections, and credentials as they are now."""
-        with self._lock:
+        # Another thread may wait for a credential plugin.
+        if not self._lock.acquire(timeout=max(end - time.monotonic(), 0.0)):
+            return
+        try:
             if self._session is not session:
                 return  # another thread was faster
             try:
@@ -178,6 +181,8 @@ class Transport:
                     self._session = _session(self._credentials, printed, 0.0)
                 except UnusableTls:
                     pass  # the next request says it
+        finally:
+            self._lock.release()
 
     def _exchange(
         self, request: ApiRequest, session: _Session, until: float, idle: float | None

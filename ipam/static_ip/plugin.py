@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cnvnet import call_context
 from cnvnet.attachment.files import AttachmentFiles, rundir
+from cnvnet.attachment.rollback import ErrorCollector
 from cnvnet.attachment.sandbox import other_interfaces
 from cnvnet.cni import unknown_keys
 from cnvnet.cni.conventions import valid_attachments
@@ -211,19 +212,32 @@ class StaticIP:
 
         `recorded` is where the ADD has put the lease, if a record says so: the default may have changed.
         """
+        has_released = False
+        errors: list[CNIError] = []
         for where in (recorded,) if recorded is not None else store_refs(request):
-            self._release(request, where)
+            try:
+                has_released |= self._release(request, where)
+            except CNIError as e:
+                errors.append(e)
+        if errors and not has_released:
+            raise errors[0]
+        # The interface had its addresses in one store: a damaged other one must not keep the pod.
+        for each in errors:
+            call_context.log(each.msg)
 
-    def _release(self, request: Request, where: StoreRef) -> None:
+    def _release(self, request: Request, where: StoreRef) -> bool:
+        """Whether the store knew the interface."""
         interface, moment = (request.name, request.container_id, storable(request.ifname)), now()
         try:
             with _of_network(request.name):
                 if not self._store(where).knows(*interface):
-                    return
+                    return False
             self._run(request, where, lambda ledger: allocator.release(ledger, *interface, now=moment))
         except LeasesLost as e:
             # What it held is lost with the rest, and a DEL that fails would keep the pod for ever.
             call_context.log(f"{e.msg}; nothing was released")
+            return False
+        return True
 
     def check(self, request: Request, recorded: StoreRef | None = None) -> None:
         """Code 100 unless this pod holds a lease, and with the addresses of prevResult.
@@ -254,8 +268,10 @@ class StaticIP:
         valid = valid_attachments(request.fields)
         if valid is None:
             return
+        collector = ErrorCollector()
         for where in (recorded,) if recorded is not None else store_refs(request):
-            self._collect(request, where, valid)
+            collector.attempt("leases", self._collect, request, where, valid)
+        collector.raise_first()
 
     def _collect(self, request: Request, where: StoreRef, valid: set[tuple[str, str]]) -> None:
         here, moment = node(request) or self._node_name, now()

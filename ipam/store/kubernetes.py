@@ -26,7 +26,7 @@ from cnvnet.ipam.store.kubernetes_survey import KnownPools, LeaseSurvey
 from cnvnet.ipam.store.no_api import NoApi
 from cnvnet.ipam.store.objects import LeaseOwner
 from cnvnet.ipam.store.protocol import Ledger
-from cnvnet.kube.api import Api, deadline
+from cnvnet.kube.api import Api, ApiError, deadline
 
 T = TypeVar("T")
 
@@ -40,6 +40,10 @@ class Drained(NamedTuple):
 
 # Seconds that a run may take, before it takes back what it has written.
 RUN_SECONDS: Final = 10.0
+# Seconds for one hold of the queue, which is tried again. After so many in a row without an answer the rest
+# waits for the next look: one hold alone may be the reason, and must keep no other from being released.
+_DRAIN_SECONDS: Final = 5.0
+_UNANSWERED: Final = 2
 # Attempts of a run. Every one that fails means that another node's has succeeded: what ends a run in a crowd
 # is its deadline, and this number what would never end.
 _ATTEMPTS: Final = 64
@@ -178,16 +182,22 @@ class KubernetesStore:
         """
         done: list[Hold] = []
         left: list[str] = []
+        unanswered = 0
         for hold in self._holds.all():
             # Calls go on meanwhile: what was found may be another one's by now.
             claimed = self._holds.claim(hold) if self._is_due(hold) else None
             if claimed is None:
                 continue
             try:
+                if unanswered >= _UNANSWERED:
+                    left.append(f"{hold.lease.key}: waits, as {self.name} does not answer")
+                    continue
                 self._finish(claimed.hold)
                 done.append(claimed.hold)
+                unanswered = 0
             except CNIError as e:
                 left.append(f"{hold.lease.key}: {e}")
+                unanswered = unanswered + 1 if isinstance(e, ApiError) and not e.status else 0
             except TryAgain:
                 left.append(f"{hold.lease.key}: its lease changes while it is released")
             except Exception as e:  # noqa: BLE001 -- one odd object must not keep others from being released
@@ -205,7 +215,7 @@ class KubernetesStore:
 
     def _finish(self, hold: Hold) -> None:
         commit = self._commit(Facts(self._api, self._taken))
-        with deadline(RUN_SECONDS):
+        with deadline(_DRAIN_SECONDS):
             if hold.state == holds.HELD:
                 commit.endings.tidy(hold)
                 self._holds.replace(hold, hold._replace(addresses=()))

@@ -8,10 +8,11 @@ as far as it answers.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from cnvnet.call_context import log
+from cnvnet.call_context import ending_at, log
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.lease import Lease, LeaseKey
 from cnvnet.ipam.store import holds, object_names, objects
@@ -27,8 +28,8 @@ from cnvnet.ipam.store.objects import LeaseOwner, StoredLease
 from cnvnet.kube.api import Api, ApiError, Conflict, NotFound, deadline
 from cnvnet.kube.resources import VM_LEASES
 
-# Seconds for taking back what a run has written that came to nothing.
-_UNDO_SECONDS: Final = 4.0
+# Seconds for taking back what a run has written that came to nothing, after those of its call.
+_UNDO_SECONDS: Final = 1.5
 
 
 class _Written(NamedTuple):
@@ -102,7 +103,7 @@ class Commit:
         What the API does not take, or may have taken without an answer, is left to a later `drain`.
         """
         try:
-            with deadline(_UNDO_SECONDS):
+            with ending_at(time.monotonic() + _UNDO_SECONDS):
                 for key in (*self._written, *self._pods):
                     self._undo_key(key)
                 for key, keys in self._joined.items():

@@ -102,7 +102,7 @@ class Call(NamedTuple):
         attachment = (
             (self.container_id, self.ifname) if self.is_of_attachment and self.container_id else None
         )
-        return CallKey(self.network, attachment, len(self.stdin))
+        return CallKey(self.network, attachment, len(self.stdin), is_delete=self.command == "DEL")
 
     def description(self) -> str:
         """The attachment in words, for messages about a parsed call."""

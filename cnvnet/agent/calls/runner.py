@@ -19,7 +19,7 @@ from cnvnet.agent.calls.call import Call, has_absolute_paths
 from cnvnet.agent.calls.call_log import FinishedCall
 from cnvnet.agent.calls.remote_caller import AgentView, RemoteCaller
 from cnvnet.agent.calls.run_lock import RunLock
-from cnvnet.agent.calls.scheduler import MAX_RUNNING, CallKey, CallScheduler, QueueFull
+from cnvnet.agent.calls.scheduler import MAX_DELETES, MAX_RUNNING, CallKey, CallScheduler, QueueFull
 from cnvnet.agent.connection import CallerConnection, Document
 from cnvnet.attachment import files
 from cnvnet.call_context import Service
@@ -34,7 +34,7 @@ from cnvnet.resident import log
 
 # The PATH of programs that a call starts: the caller does not send its own.
 # Descriptors that the workers may need: ten for each that runs a call, or has just received one.
-_OF_WORKERS: Final = 10 * MAX_RUNNING
+_OF_WORKERS: Final = 10 * (MAX_RUNNING + MAX_DELETES)
 # How long a launcher may take to read the result of an ADD, in seconds; it does nothing else meanwhile.
 _READING: Final = 1.0
 # Bytes. An answer has room for 16 MiB in base64, and diagnostics are the part that nothing depends on.
@@ -216,7 +216,7 @@ class CallRunner:
             if not was_sent or call.connection.was_left_unread(_READING):
                 log.warning("the result of an ADD was not read: it is undone", **call.log_fields())
                 with self._working(call):
-                    undone = self._respond(call.as_delete())
+                    undone = self._respond(call.as_delete()._replace(arrived=time.monotonic()))
                 self._report(undone)
 
     @contextmanager
@@ -240,7 +240,9 @@ class CallRunner:
         begun, thread = time.monotonic(), get_ident()
         self._begun[thread] = begun, call
         try:
-            response = skel.run_request(call.plugin, self._load(call), call.env, call.read_request)
+            response = skel.run_request(
+                call.plugin, self._load(call), call.env, call.read_request, arrived=call.arrived
+            )
         finally:
             del self._begun[thread]
         return _finished(call, response, begun)

@@ -1,7 +1,9 @@
 """Which of the calls that have come may run now: pure bookkeeping, under one lock.
 
 Calls of one attachment run one after the other, in the order they came. A network, whose addresses may
-come from a slow program, gets a part of the slots only, so that calls of other networks find one free.
+come from a slow program, gets a part of the slots only, so that calls of other networks find one free. A few
+slots are for DELs alone: those of a network whose ADDs wait for an API that says nothing need not wait with
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ MAX_RUNNING: Final = 64
 MAX_OF_NETWORK: Final = 6
 # As long as fewer calls run than this, a network may use more slots than its quota.
 MAX_SHARED: Final = 24
+# Slots for DELs, besides those for all calls: a DEL waits for the API no longer than 2 s.
+MAX_DELETES: Final = 8
 # The queue's limits: calls, and bytes of their configurations. A call beyond them is answered "try
 # again later". Each of them has five open descriptors.
 _CALLS: Final = 4096
@@ -37,6 +41,7 @@ class CallKey(NamedTuple):
     attachment: tuple[str, str] | None
     # Bytes of its configuration.
     size: int
+    is_delete: bool = False
 
 
 class QueueFull(Exception):
@@ -47,7 +52,8 @@ class CallScheduler(Generic[J]):
     """Several threads call it. At every moment every call that may run does.
 
     A slot that becomes free admits at most one call, which `finish` hands to the thread that had the slot.
-    Of calls with large configurations it may admit several, one with each call that ends.
+    Of calls with large configurations, and where a DEL waited for its ADD, it may admit several, one with
+    each call that ends.
     """
 
     def __init__(self) -> None:
@@ -60,6 +66,8 @@ class CallScheduler(Generic[J]):
         self._large = 0
         self._of_network: Counter[str] = Counter()
         self._busy: set[tuple[str, tuple[str, str]]] = set()
+        # Those of them whose DELs have a slot for DELs.
+        self._deletes: set[tuple[str, tuple[str, str]]] = set()
 
     def try_start(self, key: CallKey, job: J) -> bool:
         """Whether the job may run at once, which ends with `finish`; else it waits. Raises QueueFull."""
@@ -101,23 +109,30 @@ class CallScheduler(Generic[J]):
 
     def running(self) -> int:
         """How many calls have a slot."""
-        return self._running
+        return self._running + len(self._deletes)
 
     def waiting(self) -> int:
         """How many calls are queued."""
         return len(self._waiting)
 
     def _remove(self, key: CallKey) -> None:
-        self._running -= 1
         self._large -= _large(key)
+        if key.attachment is not None:
+            attachment = key.network, key.attachment
+            self._busy.discard(attachment)
+            if attachment in self._deletes:
+                self._deletes.discard(attachment)
+                return
+        self._running -= 1
         self._of_network[key.network] -= 1
         if not self._of_network[key.network]:
             del self._of_network[key.network]
-        if key.attachment is not None:
-            self._busy.discard((key.network, key.attachment))
 
     def _next(self) -> tuple[CallKey, J] | None:
-        first: int | None = None
+        deletes = (number for number, (each, _) in self._waiting.items() if each.is_delete)
+        first = next((each for each in deletes if self._is_free(self._waiting[each][0])), None)
+        if first is not None:
+            return self._admit(first)
         for number, (candidate, _) in self._waiting.items():
             if self._is_free(candidate):
                 # Prefer a call within its network's own quota: it could also run later, in a shared slot.
@@ -135,11 +150,16 @@ class CallScheduler(Generic[J]):
     def _is_free(self, key: CallKey) -> bool:
         large = _large(key)
         return (
-            self._running < MAX_RUNNING
-            and (self._running < MAX_SHARED or self._is_within_quota(key))
+            (self._has_slot(key) or self._has_slot_for_deletes(key))
             and (not large or not self._large or self._large + large <= _LARGE_BYTES)
             and (key.attachment is None or (key.network, key.attachment) not in self._busy)
         )
+
+    def _has_slot(self, key: CallKey) -> bool:
+        return self._running < MAX_RUNNING and (self._running < MAX_SHARED or self._is_within_quota(key))
+
+    def _has_slot_for_deletes(self, key: CallKey) -> bool:
+        return key.is_delete and key.attachment is not None and len(self._deletes) < MAX_DELETES
 
     def _is_within_quota(self, key: CallKey) -> bool:
         return self._of_network[key.network] < MAX_OF_NETWORK
@@ -151,11 +171,14 @@ class CallScheduler(Generic[J]):
         )
 
     def _take(self, key: CallKey) -> None:
-        self._running += 1
         self._large += _large(key)
-        self._of_network[key.network] += 1
         if key.attachment is not None:
             self._busy.add((key.network, key.attachment))
+            if not self._has_slot(key):
+                self._deletes.add((key.network, key.attachment))
+                return
+        self._running += 1
+        self._of_network[key.network] += 1
 
 
 def _large(key: CallKey) -> int:

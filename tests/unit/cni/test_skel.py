@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from cnvnet.cni import skel
 from cnvnet.cni.document import LIMIT
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.fields import as_interface_address
-from cnvnet.cni.request import Request
+from cnvnet.cni.request import Request, parse
 from cnvnet.cni.result import IP, Interface, Result
 from cnvnet.cni.version import SUPPORTED
 from tests.unit.cni.test_environment import COMPLETE
@@ -358,3 +359,31 @@ def test_it_neither_reads_nor_changes_the_process(monkeypatch: pytest.MonkeyPatc
     before = dict(os.environ)
     assert call("DEL", CONFIG)[0] == 0
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("command", "seconds"), [("ADD", 7), ("DEL", 2), ("CHECK", None)])
+def test_a_call_asks_other_machines_for_as_long_as_it_may_from_its_arrival_on(
+    command: str, seconds: float | None
+) -> None:
+    limits: list[float | None] = []
+
+    def note(request: Request) -> Result:
+        limits.append(call_context.request_limit())
+        return Result()
+
+    env = {**COMPLETE, "CNI_COMMAND": command}
+
+    def read_request() -> Request:
+        return parse(env, b'{"cniVersion": "1.0.0", "name": "net", "type": "recorder"}')
+
+    before = time.monotonic()
+    for arrived in (None, before - 5):
+        skel.run_request("recorder", Recorder(note).load, env, read_request, arrived=arrived)
+    assert call_context.request_limit() is None
+    if seconds is None:
+        assert limits == [None, None]
+        return
+    here, waited = limits
+    assert here is not None
+    assert before + seconds <= here <= time.monotonic() + seconds
+    assert waited == before - 5 + seconds

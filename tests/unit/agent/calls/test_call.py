@@ -53,7 +53,8 @@ def test_a_call_is_parsed_once(call: Call) -> None:
 
 
 def test_the_key_of_a_call_of_an_attachment_names_it(call: Call) -> None:
-    assert call.parsed().key() == ("net1", ("c1", "eth0"), len(call.stdin))
+    assert call.parsed().key() == ("net1", ("c1", "eth0"), len(call.stdin), False)
+    assert call.as_delete().parsed().key().is_delete
 
 
 @pytest.mark.parametrize("env", [{**ENV, "CNI_COMMAND": "GC"}, {**ENV, "CNI_CONTAINERID": ""}])

@@ -8,6 +8,7 @@ import pytest
 
 from cnvnet.agent.calls import scheduler
 from cnvnet.agent.calls.scheduler import (
+    MAX_DELETES,
     MAX_OF_NETWORK,
     MAX_RUNNING,
     MAX_SHARED,
@@ -65,6 +66,38 @@ def test_a_network_leaves_places_to_others() -> None:
     assert made.finish(of("1")) is None
 
 
+def delete_of(attachment: str, network: str = "net") -> CallKey:
+    return of(attachment, network)._replace(is_delete=True)
+
+
+def test_a_few_deletes_of_a_network_whose_other_calls_hang_run_at_once() -> None:
+    made: CallScheduler[int] = CallScheduler()
+    for number in range(MAX_SHARED):
+        assert made.try_start(of(str(number)), number)
+    assert not made.try_start(of("more"), 100)
+    for number in range(MAX_DELETES):
+        assert made.try_start(delete_of(f"d{number}"), 200 + number)
+    assert not made.try_start(delete_of("d8"), 208)
+    assert made.running() == MAX_SHARED + MAX_DELETES
+    # Their slots are for nothing else, and they come first.
+    assert made.finish(delete_of("d0")) == (delete_of("d8"), 208)
+    assert made.finish(delete_of("d1")) is None
+    assert made.try_start(delete_of("d9"), 209)
+    assert not made.try_start(delete_of("d10"), 210)
+    assert made.finish(of("0")) == (delete_of("d10"), 210)
+    assert made.finish(delete_of("d10")) == (of("more"), 100)
+
+
+def test_a_delete_that_has_waited_for_its_add_runs_when_that_has_ended() -> None:
+    made: CallScheduler[int] = CallScheduler()
+    for number in range(MAX_SHARED):
+        assert made.try_start(of(str(number)), number)
+    assert not made.try_start(of("more"), 100)
+    assert not made.try_start(delete_of("0"), 200)
+    assert made.finish(of("0")) == (delete_of("0"), 200)
+    assert made.finish(delete_of("0")) == (of("more"), 100)
+
+
 def test_the_second_of_an_attachment_does_not_overtake_the_first() -> None:
     made: CallScheduler[int] = CallScheduler()
     for number in range(MAX_SHARED):
@@ -113,6 +146,27 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         made.try_start(of("a"), 6)
     assert made.drain() == [3, 4, 5]
     assert made.finish(of("a")) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_call_is_forgotten_where_some_are_deletes(seed: int) -> None:
+    chance = random.Random(seed)
+    made: CallScheduler[int] = CallScheduler()
+    running: dict[int, CallKey] = {}
+    order: dict[CallKey, list[int]] = {}
+    for number in range(1000):
+        key = of(str(chance.randrange(30)), f"net{chance.randrange(30)}")
+        key = key._replace(is_delete=chance.random() < 0.5)
+        if made.try_start(key, number):
+            running[number] = key
+            order.setdefault(key, []).append(number)
+        assert len(running) == made.running() <= MAX_RUNNING + MAX_DELETES
+        while running and chance.random() < 0.45:
+            end_one(made, running, order, chance)
+    while running:
+        end_one(made, running, order, chance)
+    assert (made.running(), made.waiting()) == (0, 0)
+    assert sorted(number for numbers in order.values() for number in numbers) == list(range(1000))
 
 
 @pytest.mark.parametrize("seed", range(20))

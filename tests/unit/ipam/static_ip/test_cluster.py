@@ -5,27 +5,36 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnvnet.call_context import captured
+from cnvnet.cni import skel
 from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.request import Request, parse
 from cnvnet.ipam.static_ip.plugin import Assignment, StaticIP
 from cnvnet.ipam.store import objects
+from cnvnet.ipam.store.holds import RELEASING, Holds
 from cnvnet.ipam.store.ref import KUBERNETES, SQLITE
 from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kube.resources import IP_RESERVATIONS, VM_LEASES
 from cnvnet.vm import names
 from cnvnet.vm.directory import Directory
-from tests.fakes.api_server import ApiServer
+from tests.fakes.api_server import ApiServer, black_hole
 from tests.fakes.kubernetes_store import disagreements
 from tests.fakes.launchers import Launchers, cni_args
 
 LAN = names.hashed("lan")
 IPAM: dict[str, Any] = {"type": "static-ip", "subnet": "10.1.0.0/24"}
+
+
+def container_of(pod: PodRef) -> str:
+    return pod.name[-20:].lstrip("-")
 
 
 class ClusterNode:
@@ -39,7 +48,7 @@ class ClusterNode:
     def request(self, pod: PodRef, command: str = "ADD", ifname: str = LAN, **keys: Any) -> Request:
         env = {
             "CNI_COMMAND": command,
-            "CNI_CONTAINERID": pod.name[-20:],
+            "CNI_CONTAINERID": container_of(pod),
             "CNI_NETNS": "/run/netns/nowhere",
             "CNI_IFNAME": ifname,
             "CNI_PATH": "/nowhere",
@@ -105,7 +114,9 @@ def test_check_and_gc_go_by_what_the_node_holds(
     server.requests.clear()
     ips = [{"address": str(each.address)} for each in result.ips]
     node.plugin.check(node.request(pod, "CHECK", prevResult={"cniVersion": "1.1.0", "ips": ips}))
-    valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": pod.name[-20:], "ifname": LAN}]}
+    valid: dict[str, Any] = {
+        "cni.dev/valid-attachments": [{"containerID": container_of(pod), "ifname": LAN}]
+    }
     node.plugin.gc(node.request(pod, "GC", **valid))
     assert server.requests == []
     valid["cni.dev/valid-attachments"] = []
@@ -138,6 +149,89 @@ def test_a_delete_without_credentials_waits_for_them(
     drained = other.plugin.drain(str(tmp_path))
     assert drained is not None
     assert len(drained.done) == 1
+    assert leases(server)[0].holder_keys == {}
+
+
+def lease_of_a_vm(node: ClusterNode, launchers: Launchers) -> PodRef:
+    pod = launchers.start("vm-a")
+    node.add(pod)
+    return pod
+
+
+def lease_until_the_pod_ends(node: ClusterNode, launchers: Launchers) -> PodRef:
+    pod = launchers.start("vm-a")
+    node.add(pod, ipam={**IPAM, "release": "pod"})
+    return pod
+
+
+def reservation_of_a_pod(node: ClusterNode, launchers: Launchers) -> PodRef:
+    pod = launchers.add_pod("web")
+    node.add(pod)
+    return pod
+
+
+@pytest.mark.parametrize(
+    "attach", [lease_of_a_vm, lease_until_the_pod_ends, reservation_of_a_pod], ids=lambda each: each.__name__
+)
+@pytest.mark.parametrize("skip", range(4))
+def test_a_delete_waits_for_an_api_that_says_nothing_as_long_as_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    directory: Directory,
+    launchers: Launchers,
+    server: ApiServer,
+    attach: Callable[[ClusterNode, Launchers], PodRef],
+    skip: int,
+) -> None:
+    """Whichever of its requests is the first without an answer, and however many there are."""
+    assert skel.REQUEST_SECONDS["DEL"] == 2
+    monkeypatch.setitem(skel.REQUEST_SECONDS, "DEL", 0.3)
+    node = ClusterNode(tmp_path, directory)
+    pod = attach(node, launchers)
+    server.inject(black_hole, skip=skip, times=99)
+    request = node.request(pod, "DEL")
+    begun = time.monotonic()
+    response = skel.run_request("static-ip", lambda _: node.plugin, request.env, lambda: request)
+    assert time.monotonic() - begun < 1.3
+    assert response.exit == 0, response
+    held = Holds(str(tmp_path)).all()
+    assert [each.state for each in held] in ([RELEASING], [])
+    server.clear_faults()
+    server.hang_up()
+    drained = node.plugin.drain(str(tmp_path))
+    assert drained is not None
+    assert len(drained.done) == len(held)
+    assert Holds(str(tmp_path)).all() == []
+    assert disagreements(server) == []
+
+
+def test_a_damaged_embedded_store_keeps_no_pod_of_the_cluster_from_ending(
+    tmp_path: Path, directory: Directory, launchers: Launchers, server: ApiServer
+) -> None:
+    node = ClusterNode(tmp_path, directory)
+    pod, other = launchers.start("vm-a"), launchers.add_pod("web")
+    node.add(pod)
+    (tmp_path / "leases.db").write_text("no database" * 1000)
+    with captured() as lines:
+        node.plugin.release(node.request(pod, "DEL", ipam={"type": "static-ip"}))
+    assert leases(server)[0].holder_keys == {}
+    assert any("leases.db" in each for each in lines)
+    # Of one that the cluster does not know, nothing is known.
+    with pytest.raises(CNIError, match=r"leases\.db") as caught:
+        node.plugin.release(node.request(other, "DEL", ipam={"type": "static-ip"}))
+    assert caught.value.code == 5
+
+
+def test_a_damaged_embedded_store_keeps_no_hold_of_the_cluster_from_being_collected(
+    tmp_path: Path, directory: Directory, launchers: Launchers, server: ApiServer
+) -> None:
+    node = ClusterNode(tmp_path, directory)
+    pod = launchers.start("vm-a")
+    node.add(pod)
+    (tmp_path / "leases.db").write_text("no database" * 1000)
+    valid: dict[str, Any] = {"cni.dev/valid-attachments": []}
+    with pytest.raises(CNIError, match=r"leases\.db"):
+        node.plugin.gc(node.request(pod, "GC", ipam={"type": "static-ip"}, **valid))
     assert leases(server)[0].holder_keys == {}
 
 

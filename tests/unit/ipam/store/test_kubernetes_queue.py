@@ -14,7 +14,7 @@ from cnvnet.ipam.store import object_names
 from cnvnet.ipam.store.holds import ADDING, HELD, RELEASING, Hold
 from cnvnet.kube.resources import VM_LEASES
 from tests.fakes.api_objects import Objects
-from tests.fakes.api_server import ApiServer, Asked, refuse
+from tests.fakes.api_server import ApiServer, Asked, black_hole, drop, refuse
 from tests.fakes.kubernetes_store import Killed, disagreements
 from tests.unit.ipam.store.conformance import a_pool, roles
 from tests.unit.ipam.store.nodes import Node, reserved
@@ -178,3 +178,41 @@ def test_a_lease_that_cannot_be_read_keeps_no_pod_from_ending_and_no_other_from_
     assert [each.container_id for each in drained.done] == ["c2"]
     assert ["cooldown: expected an integer" in each for each in drained.left] == [True]
     assert [each.container_id for each in node.holds.all()] == ["c1"]
+
+
+def test_an_api_that_says_nothing_is_asked_twice_in_one_look(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty holds are not thirty times as long a wait, and all of them are released when it is back."""
+    node = Node(server, tmp_path)
+    for number in range(5):
+        node.attach(f"vm{number}", f"c{number}")
+    queue(node, server, *(f"c{number}" for number in range(5)))
+    monkeypatch.setattr("cnvnet.ipam.store.kubernetes._DRAIN_SECONDS", 0.2)
+    server.inject(black_hole, times=99)
+    server.requests.clear()
+    left = node.store.drain().left
+    assert len(left) == 5
+    assert sum("no answer in time" in each for each in left) == 2
+    assert sum("does not answer" in each for each in left) == 3
+    # Each once more on a fresh connection, but for a request that has no time left for that.
+    assert server.count() <= 4
+    server.clear_faults()
+    assert len(node.store.drain().done) == 5
+
+
+def test_a_hold_that_alone_gets_no_answer_keeps_no_other_from_being_released(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    node = Node(server, tmp_path)
+    for number in range(4):
+        node.attach(f"vm{number}", f"c{number}")
+    queue(node, server, *(f"c{number}" for number in range(4)))
+
+    def odd(_: ApiServer, asked: Asked) -> None:
+        if asked.name.startswith("vm2-"):
+            drop(server, asked)
+
+    server.inject(odd, times=99)
+    drained = node.store.drain()
+    assert (len(drained.done), len(drained.left)) == (3, 1)
