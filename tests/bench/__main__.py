@@ -10,13 +10,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
-from tests.bench import chart, programs, report
-from tests.bench.cases import CASES, FULL, QUICK, Sizes
+from tests.bench import chart, cluster, programs, report
+from tests.bench.cases import CASES, FULL, QUICK
 from tests.bench.nodes import Nodes, run
 from tests.bench.report import Row
 from tests.bench.systems import CHECKOUT, SCRATCH, Failed
@@ -41,11 +43,11 @@ class _Run:
         self.interrupted = True
         raise KeyboardInterrupt
 
-    def measure(self, names: list[str], sizes: Sizes, nodes: Nodes) -> None:
-        for name in names:
+    def measure(self, cases: Mapping[str, Callable[[], Iterable[Row]]]) -> None:
+        for name, case in cases.items():
             begun = time.monotonic()
             try:
-                for row in CASES[name](nodes, sizes):
+                for row in case():
                     self.rows.append(row)
                     _say(report.line(row))
             except (Failed, RuntimeError, OSError) as error:
@@ -64,10 +66,19 @@ def _say(text: str) -> None:
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. SystemExit: it cannot be carried out; standard error says why."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="cnvnet beside the reference plugins")
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="static-ip with its leases in a Kubernetes API, beside whereabouts: other cases than without",
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds on little, to see that it works")
     parser.add_argument("--rounds", type=int, help=f"so many of each (default {FULL.rounds})")
     parser.add_argument(
-        "--only", action="append", default=[], choices=list(CASES), help="this case, and others so named"
+        "--only",
+        action="append",
+        default=[],
+        choices=[*CASES, *cluster.NAMES],
+        help="this case, and others so named",
     )
     parser.add_argument(
         "--against",
@@ -95,6 +106,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds: at least 1")
+    cases = cluster.NAMES if arguments.cluster else CASES
+    if others := [each for each in arguments.only if each not in cases]:
+        parser.error(f"--only {others[0]}: {'not with' if arguments.cluster else 'needs'} --cluster")
+    if arguments.cluster and arguments.chart:
+        parser.error("--chart has ports and leases of one node: leave --cluster away")
     if arguments.only and arguments.report:
         parser.error("--report needs all cases: leave --only away")
     if arguments.only and arguments.chart and not {"ports", "leases"} <= set(arguments.only):
@@ -112,10 +128,27 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _nodes(folder: Path, chosen: argparse.Namespace) -> Nodes:
+def _cases(
+    chosen: argparse.Namespace, folder: Path, undo: ExitStack
+) -> dict[str, Callable[[], Iterable[Row]]]:
+    """Those that are chosen; what they make is below `folder` and ends with `undo`."""
     other = programs.make(chosen.against, folder / "other") if chosen.against else None
     ours = programs.make(CHECKOUT, folder / "ours")
-    return Nodes(folder, ours, other, agents_only=chosen.agents_only)
+    if chosen.cluster:
+        # Only then what the tests of a cluster need has to be here.
+        from tests.bench.cluster import cases
+        from tests.bench.cluster.clusters import Clusters
+
+        clusters = Clusters(folder, ours, other, undo, agents_only=chosen.agents_only)
+        of_cluster = cases.QUICK if chosen.quick else cases.FULL
+        of_cluster = of_cluster._replace(rounds=chosen.rounds or of_cluster.rounds)
+        return {
+            name: partial(cases.rows, name, clusters, of_cluster) for name in chosen.only or cluster.NAMES
+        }
+    sizes = QUICK if chosen.quick else FULL
+    sizes = sizes._replace(rounds=chosen.rounds or sizes.rounds)
+    nodes = Nodes(folder, ours, other, agents_only=chosen.agents_only)
+    return {name: partial(CASES[name], nodes, sizes) for name in chosen.only or CASES}
 
 
 def _only_one() -> IO[str]:
@@ -130,10 +163,18 @@ def _only_one() -> IO[str]:
     return lock
 
 
+def _ensure_there(names: Iterable[str]) -> None:
+    missing = ", ".join(name for name in names if not (_TOOLS / "bin" / name).exists())
+    if missing:
+        sys.exit(f"bench: {missing}: not here (scripts/peers builds it, or CNV_PEERS=FOLDER has it)")
+
+
 def main() -> int:
     chosen = arguments(sys.argv[1:])
     if os.getpid() != 1:
         sys.exit("bench: start me as scripts/bench")
+    if chosen.cluster:
+        _ensure_there(cluster.PROGRAMS)
     measured = _Run()
     for number in _ENDING:
         signal.signal(number, measured.interrupt)
@@ -144,13 +185,12 @@ def main() -> int:
         _say(f"bench: others are at work here (load average {os.getloadavg()[0]:.1f}): expect noise")
     if chosen.against:
         _say(f"other: {programs.commit(chosen.against)}, ours: {programs.commit(CHECKOUT)}")
-    sizes = QUICK if chosen.quick else FULL
-    if chosen.rounds:
-        sizes = sizes._replace(rounds=chosen.rounds)
     # Leases are on a disk, as on a node; records and results are in memory, as /run is.
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_TOOLS))
+    os.environ["CNV_PEERS"] = str(_TOOLS / "bin")
     try:
-        measured.measure(chosen.only or list(CASES), sizes, _nodes(folder, chosen))
+        with ExitStack() as undo:
+            measured.measure(_cases(chosen, folder, undo))
     except KeyboardInterrupt:
         pass  # asked for; what was measured is shown
     finally:
@@ -167,7 +207,8 @@ def main() -> int:
     if chosen.chart:
         chosen.chart.write_text(chart.draw(measured.rows))
     if chosen.report:
-        chosen.report.write_text(report.replaced(chosen.report.read_text(), measured.rows))
+        command = "scripts/bench --cluster" if chosen.cluster else "scripts/bench"
+        chosen.report.write_text(report.replaced(chosen.report.read_text(), measured.rows, command))
     return 0
 
 

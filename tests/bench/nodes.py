@@ -129,7 +129,7 @@ class Nodes:
                 self._started_other(f"{name}-other", undo),
                 self._agents_only,
             )
-            undo.enter_context(agent(ours, self._programs))
+            undo.enter_context(agent(ours, self._programs, statedir=self._folder / ours))
             for system in systems.nodes:
                 if chains:
                     add_foreign_chains(system, chains)
@@ -141,7 +141,7 @@ class Nodes:
         if self._other is None:
             return None
         self._make(node, undo)
-        undo.enter_context(agent(node, self._other))
+        undo.enter_context(agent(node, self._other, statedir=self._folder / node))
         return self._ours(OTHER, node, self._other.launchers, "auto")
 
     def _ours(self, column: str, node: str, binaries: Path, agent: str) -> System:

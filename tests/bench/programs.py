@@ -103,14 +103,15 @@ def _entry_point(name: str, packages: Path) -> EntryPoint:
 
 
 @contextmanager
-def agent(node: str, programs: Programs) -> Generator[None]:
-    """Answers calls on a node from the beginning of the block to its end."""
+def agent(node: str, programs: Programs, *options: str, statedir: Path) -> Generator[None]:
+    """Answers calls on a node from the beginning of the block to its end; `options` are the executable's."""
     rundir = f"/run/{node}"
     command = [str(programs.executables / "cnvnet-agent"), "--rundir", rundir, "--metrics-address", ""]
     log = Path(f"{rundir}.log")
     with log.open("w") as file:
         process = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{node}", *command],
+            ["nsenter", f"--net=/run/netns/{node}", *command, *options],
+            env={**os.environ, "CNVNET_STATEDIR": str(statedir)},
             stdin=subprocess.DEVNULL,
             stderr=file,
             start_new_session=True,  # Ctrl-C is for us

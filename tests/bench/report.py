@@ -14,23 +14,31 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.rounds import Samples
-from tests.bench.systems import AGENT, ALONE, ITSELF, OTHER, PYTHON, REFERENCE
+from tests.bench.systems import AGENT, ALONE, ITSELF, OTHER, PYTHON, REFERENCE, WHEREABOUTS
 
 _COLUMNS: Final = {
     REFERENCE: "reference",
+    WHEREABOUTS: "whereabouts",
     AGENT: "agent, C",
     PYTHON: "agent, Python",
     ALONE: "alone",
     OTHER: "other, C",
 }
-_RATIOS: Final = {REFERENCE: "× reference", ITSELF: "× itself", OTHER: "× other"}
+_RATIOS: Final = {
+    REFERENCE: "× reference",
+    WHEREABOUTS: "× whereabouts",
+    ITSELF: "× itself",
+    OTHER: "× other",
+}
 # The last column of either kind is there only in a run against another checkout.
 _OF_OTHER: Final = (_COLUMNS[OTHER], _RATIOS[OTHER])
+_OF_WHEREABOUTS: Final = (_COLUMNS[WHEREABOUTS], _RATIOS[WHEREABOUTS])
+# What is not measured in a cluster.
+_OF_ONE_NODE: Final = (_COLUMNS[REFERENCE], _COLUMNS[PYTHON], _COLUMNS[ALONE], _RATIOS[REFERENCE])
 # A row is slower than the other checkout's when it takes this share more of its median.
 _TOLERANCE: Final = 0.03
-# The lines of a document between which the tables are.
-_BEGIN: Final = "<!-- scripts/bench: begin -->"
-_END: Final = "<!-- scripts/bench: end -->"
+# The lines of a document between which the tables of a command are.
+_MARK: Final = "<!-- {command}: {place} -->"
 # Of prose in documents (docs/style.md); a table's rows cannot be broken.
 _COLUMNS_OF_PROSE: Final = 120
 _HEADINGS: Final = ("operation", "with", *_COLUMNS.values(), *_RATIOS.values())
@@ -68,8 +76,9 @@ class Goal(NamedTuple):
 class Row(NamedTuple):
     """One operation in one state of the node: what each system took, round by round, in milliseconds.
 
-    `limit` and `own_limit` are the goals for the agent against the reference and against itself where there
-    is nothing to slow it down; with `at_least` more is better.
+    `limit` and `own_limit` are the goals for the agent against the reference (in a cluster whereabouts) and
+    against itself where there is nothing to slow it down; with `at_least` more is better. `more` is what was
+    found besides.
     """
 
     operation: str
@@ -80,6 +89,7 @@ class Row(NamedTuple):
     alone_limit: float | None = None
     at_least: bool = False
     place: Place | None = None
+    more: tuple[Goal, ...] = ()
 
     def median(self, column: str) -> float:
         return statistics.median(self.samples[column])
@@ -92,15 +102,17 @@ class Row(NamedTuple):
         """What was asked of it, as far as it was measured."""
         wanted = (
             (_RATIOS[REFERENCE], self.ratio(REFERENCE), self.limit),
+            (_RATIOS[WHEREABOUTS], self.ratio(WHEREABOUTS), self.limit),
             (_RATIOS[ITSELF], self.ratio(ITSELF), self.own_limit),
             ("ms alone", self.median(ALONE) if ALONE in self.samples else None, self.alone_limit),
         )
         name = ", ".join(filter(None, (self.operation, self.state)))
-        return [
+        compared = [
             Goal(name, unit, found, limit, self.at_least)
             for unit, found, limit in wanted
             if found is not None and limit is not None
         ]
+        return [*compared, *(goal._replace(row=name) for goal in self.more)]
 
     def is_slower_than_other(self) -> bool:
         ratio = self.ratio(OTHER)
@@ -111,7 +123,8 @@ class Row(NamedTuple):
     def cells(self) -> dict[str, str]:
         """What a table has of it, by heading."""
         goals = {goal.unit: goal for goal in self.goals()}
-        cells = {"operation": self.operation, "with": self.state}
+        besides = (f"{goal.found:.3g} {goal.unit} ({goal.verdict})" for goal in self.more)
+        cells = {"operation": self.operation, "with": ", ".join(filter(None, (self.state, *besides)))}
         for column, heading in _COLUMNS.items():
             cells[heading] = _figures(self.samples.get(column))
         if "ms alone" in goals:
@@ -138,9 +151,12 @@ def _short(ratio: float) -> str:
 
 
 def headings(rows: Iterable[Row]) -> list[str]:
-    """Those of the tables: the other checkout has columns in a run against it."""
-    has_other = any(OTHER in row.samples for row in rows)
-    return [heading for heading in _HEADINGS if has_other or heading not in _OF_OTHER]
+    """Those of the tables: the other checkout has columns in a run against it, whereabouts in a cluster."""
+    columns = {column for row in rows for column in row.samples}
+    hidden = {*_OF_ONE_NODE} if WHEREABOUTS in columns else {*_OF_WHEREABOUTS}
+    if OTHER not in columns:
+        hidden |= {*_OF_OTHER}
+    return [heading for heading in _HEADINGS if heading not in hidden]
 
 
 def line(row: Row) -> str:
@@ -178,7 +194,8 @@ def summary(rows: list[Row]) -> str:
 
 
 def _circumstances(rows: list[Row]) -> str:
-    rounds = min(len(samples) for row in rows for samples in row.samples.values())
+    # Rows of fewer say so themselves.
+    rounds = statistics.mode(len(samples) for row in rows for samples in row.samples.values())
     load = f"{os.getloadavg()[2]:.1f}"
     return (
         f"Median / p90 in milliseconds from posix_spawn to wait, of {rounds} rounds; "
@@ -229,7 +246,7 @@ def as_json(rows: list[Row]) -> None:
             [
                 {
                     **row._asdict(),
-                    "ratio": row.ratio(REFERENCE),
+                    "ratio": row.ratio(REFERENCE) or row.ratio(WHEREABOUTS),
                     "own": row.ratio(ITSELF),
                     "other": row.ratio(OTHER),
                     "goals": [{**goal._asdict(), "met": goal.met} for goal in row.goals()],
@@ -241,10 +258,11 @@ def as_json(rows: list[Row]) -> None:
     )
 
 
-def replaced(document: str, rows: list[Row]) -> str:
-    """The document with these tables between its marks. ValueError: it has none."""
-    before, begin, rest = document.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+def replaced(document: str, rows: list[Row], command: str) -> str:
+    """The document with these tables between the marks of a command. ValueError: it has none."""
+    first, last = (_MARK.format(command=command, place=place) for place in ("begin", "end"))
+    before, begin, rest = document.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"no lines {_BEGIN} and {_END}")
+        raise ValueError(f"no lines {first} and {last}")
     return f"{before}{begin}\n{markdown(rows)}{end}{after}"

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,8 +21,9 @@ SUBNET = "10.0.0.0/9"
 SCRATCH = Path("/run/bench")
 
 # The reference plugins, and ours three ways; ITSELF is the agent where there is nothing to slow it down,
-# OTHER the agent and the C launcher of another checkout.
+# OTHER the agent and the C launcher of another checkout. In a cluster whereabouts is the reference.
 REFERENCE, AGENT, PYTHON, ALONE, ITSELF, OTHER = "reference", "agent", "python", "alone", "itself", "other"
+WHEREABOUTS = "whereabouts"
 
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 # What an agent has deleted is gone a moment later.
@@ -81,20 +83,34 @@ class Failed(Exception):
     """A call ended with an error; the text says which and what it printed."""
 
 
+class PluginCall(NamedTuple):
+    """One call of a plugin in a node's namespace. `what` says in an error which has failed."""
+
+    what: str
+    node: str
+    program: str
+    environment: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
 def call(
     system: System, command: str, kind: str, container_id: str, *, pod: str = ""
 ) -> tuple[float, dict[str, Any]]:
     """One call on the system's node: its milliseconds from posix_spawn to wait, and the printed document."""
+    return timed(_plugin_call(system, command, kind, container_id, pod or system.pod))
+
+
+def timed(plugin_call: PluginCall) -> tuple[float, dict[str, Any]]:
+    """One call: its milliseconds from posix_spawn to wait, and the printed document. Failed."""
     config, output, errors = (SCRATCH / name for name in ("stdin", "stdout", "stderr"))
-    config.write_text(json.dumps(system.config(kind)))
-    environment = system.environment(command, container_id, pod or system.pod)
-    with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
+    config.write_text(json.dumps(plugin_call.config))
+    with netns.opened(f"/run/netns/{plugin_call.node}") as there, netns.entered(there):
         begun = time.perf_counter_ns()
-        pid = _spawn(system.program(kind), environment, config, output, errors)
+        pid = _spawn(plugin_call.program, plugin_call.environment, config, output, errors)
         _, status = os.waitpid(pid, 0)
         spent = (time.perf_counter_ns() - begun) / 1e6
     if status:
-        raise Failed(f"{system.name}: {command} {kind}: {output.read_text()}{errors.read_text()}")
+        raise Failed(f"{plugin_call.what}: {output.read_text()}{errors.read_text()}")
     text = output.read_text()
     return spent, json.loads(text) if text.strip() else {}
 
@@ -104,23 +120,44 @@ def burst(system: System, command: str, kind: str, pods: Sequence[str], parallel
 
     They count from the first call until all have ended and, after DEL, until their links are gone.
     """
-    config = SCRATCH / "stdin"
-    config.write_text(json.dumps(system.config(kind)))
-    environments = [system.environment(command, pod, pod) for pod in pods]
-    running: dict[int, str] = {}
+    calls = [_plugin_call(system, command, kind, pod, pod) for pod in pods]
     with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
         links = len(socket.if_nameindex())
         begun = time.perf_counter_ns()
-        for environment, pod in zip(environments, pods, strict=True):
-            if len(running) == parallel:
-                _reap(system, command, running)
-            output = SCRATCH / f"{pod}.out"
-            running[_spawn(system.program(kind), environment, config, output, output)] = pod
-        while running:
-            _reap(system, command, running)
+        crowd(calls, parallel)
         if command == "DEL":
             _await_links(links - len(pods))
         return (time.perf_counter_ns() - begun) / 1e6
+
+
+def crowd(calls: Sequence[PluginCall], parallel: int) -> list[float]:
+    """So many calls at a time: milliseconds of each. All have the first one's configuration. Failed."""
+    config = SCRATCH / "stdin"
+    config.write_text(json.dumps(calls[0].config))
+    running: dict[int, tuple[int, PluginCall]] = {}
+    spent: list[float] = []
+    with ExitStack() as opened:
+        nodes = {each.node: opened.enter_context(netns.opened(f"/run/netns/{each.node}")) for each in calls}
+        for each in calls:
+            if len(running) == parallel:
+                _reap(running, spent)
+            output = _output(each)
+            with netns.entered(nodes[each.node]):
+                begun = time.perf_counter_ns()
+                running[_spawn(each.program, each.environment, config, output, output)] = (begun, each)
+        while running:
+            _reap(running, spent)
+    return spent
+
+
+def _plugin_call(system: System, command: str, kind: str, container_id: str, pod: str) -> PluginCall:
+    environment = system.environment(command, container_id, pod)
+    what = f"{system.name}: {command} {kind}"
+    return PluginCall(what, system.node, system.program(kind), environment, system.config(kind))
+
+
+def _output(plugin_call: PluginCall) -> Path:
+    return SCRATCH / f"{plugin_call.environment['CNI_CONTAINERID']}.out"
 
 
 def await_quiet(system: System) -> None:
@@ -138,11 +175,15 @@ def _spawn(program: str, environment: Mapping[str, str], config: Path, output: P
     return os.posix_spawn(program, [program], environment, file_actions=actions)
 
 
-def _reap(system: System, command: str, running: dict[int, str]) -> None:
+def _reap(running: dict[int, tuple[int, PluginCall]], spent: list[float]) -> None:
     pid, status = os.waitpid(-1, 0)
-    pod = running.pop(pid, "")
-    if status and pod:
-        raise Failed(f"{system.name}: {command}: {(SCRATCH / f'{pod}.out').read_text()}")
+    ended = time.perf_counter_ns()
+    if pid not in running:
+        return  # an orphan
+    begun, ended_call = running.pop(pid)
+    if status:
+        raise Failed(f"{ended_call.what}: {_output(ended_call).read_text()}")
+    spent.append((ended - begun) / 1e6)
 
 
 def _await_links(at_most: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Api, ApiError
-from tests.e2e.control_plane import DEFINITIONS, ControlPlane
+from tests.e2e.control_plane import CLAIM_DEFINITION, DEFINITIONS, ControlPlane, running_control_plane
+from tests.e2e.kubevirt_objects import MACHINE_DEFINITIONS, definitions
 from tests.e2e.machine import eventually
 
 Document = dict[str, Any]
@@ -29,6 +31,22 @@ CLAIMS = "/apis/k8s.cni.cncf.io/v1alpha1/namespaces/{}/ipamclaims"
 FINALIZER = "cnvnet.io/in-use"
 
 
+@contextmanager
+def running_cluster(folder: Path, *nodes: str) -> Generator[ControlPlane]:
+    """A Kubernetes without kubelets, on which cnvnet is installed; `nodes` are objects.
+
+    KubeVirt's definitions are there, and those of IPAMClaims. It ends with the block.
+    """
+    with running_control_plane(folder) as running:
+        running.define(*definitions(*MACHINE_DEFINITIONS), CLAIM_DEFINITION)
+        install(running)
+        for node in nodes:
+            running.add_node(node)
+        running.start_controllers()
+        wait_for_policies(running)
+        yield running
+
+
 def install(control_plane: ControlPlane) -> None:
     """As docs/kubernetes.md has it."""
     control_plane.kubectl("apply", "-k", str(KUSTOMIZE / "base"))
@@ -39,12 +57,27 @@ def install(control_plane: ControlPlane) -> None:
 
 def wait_for_policies(control_plane: ControlPlane) -> None:
     """A policy is in force some seconds after it was applied; all that are applied together at once."""
-    admin = control_plane.api
-    stranger = admin.of(control_plane.token(SYSTEM, AGENT))
-    kept = partial(admin.delete, f"{DEFINITIONS}/ipnetworks.cnvnet.io", dryRun=["All"])
-    unbound = partial(stranger.create, f"{RESERVATIONS}?dryRun=All", reservation("x", "10.0.0.1"))
+    kept, unbound = _refused_attempts(control_plane)
     eventually(lambda: _is_refused(kept), "definitions are kept")
     eventually(lambda: _is_refused(unbound), "agents need a token that names their node")
+
+
+def remove_policies(control_plane: ControlPlane) -> None:
+    """None is in force any more when this returns; `install` brings them back."""
+    bindings = "validatingadmissionpolicybindings"
+    control_plane.kubectl("delete", bindings, "-l", "app.kubernetes.io/part-of=cnvnet")
+    attempts = _refused_attempts(control_plane)
+    eventually(lambda: not any(map(_is_refused, attempts)), "no policy is in force")
+
+
+def _refused_attempts(control_plane: ControlPlane) -> tuple[Callable[[], object], ...]:
+    """What policies refuse: of `keep`, and of `base`."""
+    admin = control_plane.api
+    stranger = admin.of(control_plane.token(SYSTEM, AGENT))
+    return (
+        partial(admin.delete, f"{DEFINITIONS}/ipnetworks.cnvnet.io", dryRun=["All"]),
+        partial(stranger.create, f"{RESERVATIONS}?dryRun=All", reservation("x", "10.0.0.1")),
+    )
 
 
 def _is_refused(attempt: Callable[[], object]) -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cnvnet import VERSION
-from tests.e2e.cnvnet_objects import free_leases, install, wait_for_policies
-from tests.e2e.control_plane import CLAIM_DEFINITION, ControlPlane, running_control_plane
-from tests.e2e.kubevirt_objects import MACHINE_DEFINITIONS, KubeVirt, definitions
+from tests.e2e.cnvnet_objects import free_leases, running_cluster
+from tests.e2e.control_plane import ControlPlane
+from tests.e2e.kubevirt_objects import KubeVirt
 from tests.e2e.testbed import Testbed, running_testbed
 from tests.functional.test_scripts import run_script
 
@@ -37,16 +37,9 @@ def image_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A Kubernetes without kubelets, on which cnvnet is installed; `node-1` and `node-2` are objects.
 
-    KubeVirt's definitions are there, and those of IPAMClaims.
     Tests of it have the mark `pytest.mark.xdist_group("control_plane")`, and a namespace of their own each.
     """
-    with running_control_plane(tmp_path_factory.mktemp("control-plane")) as running:
-        running.define(*definitions(*MACHINE_DEFINITIONS), CLAIM_DEFINITION)
-        install(running)
-        for node in ("node-1", "node-2"):
-            running.add_node(node)
-        running.start_controllers()
-        wait_for_policies(running)
+    with running_cluster(tmp_path_factory.mktemp("control-plane"), "node-1", "node-2") as running:
         yield running
 
 

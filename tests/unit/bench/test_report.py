@@ -59,3 +59,26 @@ def test_a_document_has_no_prose_wider_than_120_columns() -> None:
     prose = [line for line in lines if not line.startswith("|")]
     assert max(map(len, prose)) <= 120
     assert " ".join(filter(None, prose)).endswith(report.summary(rows))
+
+
+def test_in_a_cluster_the_reference_is_whereabouts() -> None:
+    slowest = report.Goal("", "× median: slowest call", 12.5, 10, at_least=False)
+    row = Row("2 pods ADD", "", {"agent": [5.0], "whereabouts": [20.0]}, limit=0.2, more=(slowest,))
+    heading, _, line, *_ = report.markdown([row]).splitlines()
+    assert heading == "| operation | with | whereabouts | agent, C | × whereabouts | × itself |"
+    assert line == (
+        "| 2 pods ADD | 12.5 × median: slowest call (≤ 10, missed) | 20.0 / 20.0 | 5.0 / 5.0 "
+        "| 0.25 (≤ 0.2, missed) |  |"
+    )
+    assert report.summary([row]).startswith("0 of 2 goals are met. Missed: 2 pods ADD: 0.25 × whereabouts")
+
+
+def test_tables_stand_between_the_marks_of_their_command() -> None:
+    marks = ["<!-- scripts/bench --cluster: begin -->", "<!-- scripts/bench --cluster: end -->"]
+    document = "\n".join(["a", "<!-- scripts/bench: begin -->", "b", "<!-- scripts/bench: end -->", *marks])
+    rows = [Row("pod ADD", "", {"agent": [5.0]})]
+    made = report.replaced(document, rows, "scripts/bench --cluster")
+    assert made.startswith("a\n<!-- scripts/bench: begin -->\nb\n")
+    assert f"{marks[0]}\n{report.markdown(rows)}{marks[1]}" in made
+    with pytest.raises(ValueError, match="no lines <!-- x: begin -->"):
+        report.replaced(document, rows, "x")
