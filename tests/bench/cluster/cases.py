@@ -82,7 +82,7 @@ def vm(clusters: Clusters, sizes: Sizes) -> Iterator[Row]:
 
 
 def unguarded(clusters: Clusters, sizes: Sizes) -> Iterator[Row]:
-    """The same in a cluster that admission protects from nobody."""
+    """The same in a cluster without admission policies."""
     with clusters.without_policies():
         for row in chain(pod(clusters, sizes), vm(clusters, sizes)):
             state = ", ".join(filter(None, (row.state, "no policies")))
