@@ -144,7 +144,8 @@ def details(row: Row, now: int) -> Iterator[tuple[str, str]]:
     else:
         for holder in row.of.holders:
             since = f"{holder.role} since {timestamp(holder.since)}"
-            pod = f"pod {holder.pod}, " if holder.pod else ""
+            node = f" on node {holder.node}" if holder.node else ""
+            pod = f"pod {holder.pod}{node}, " if holder.pod else ""
             yield "held by", f"{pod}container {holder.container_id}, {holder.ifname}, {since}"
         yield "asked by", row.of.source
         yield "release", row.of.release

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import click
@@ -23,19 +25,22 @@ from cnvnet.cli.lease_rows import (
     wide_line,
 )
 from cnvnet.cli.place import Place
-from cnvnet.cli.stores import embedded_of_network, find, of_network
+from cnvnet.cli.stores import embedded_of_network, find, node_of, of_network
 from cnvnet.cni.document import escaped
 from cnvnet.cni.environment import is_name
 from cnvnet.cni.errors import CNIError
 from cnvnet.cni.fields import as_address, as_mac
-from cnvnet.ipam import allocator
+from cnvnet.ipam import allocator, refusals
 from cnvnet.ipam.lease import STOPPED, Cooldown, Lease, LeaseKey
 from cnvnet.ipam.static_ip import recovery
 from cnvnet.ipam.static_ip.config import as_seconds
 from cnvnet.ipam.static_ip.recovery import Recovered
 from cnvnet.ipam.store import data_dirs
-from cnvnet.ipam.store.protocol import Ledger
+from cnvnet.ipam.store.protocol import Ledger, Store
+from cnvnet.ipam.store.ref import KUBERNETES, SQLITE
+from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kernel.stack import LinuxKernel
+from cnvnet.kube.ended import reason_to_keep
 from cnvnet.vm import identity
 
 # Said where nothing was found that may be in a store which no record names any more.
@@ -52,6 +57,12 @@ _data_dir = click.option(
     metavar="DIR",
     callback=_absolute,
     help="The folder of leases.db, where a network's dataDir names one.",
+)
+_store = click.option(
+    "--store",
+    "kind",
+    type=click.Choice((KUBERNETES, SQLITE)),
+    help="Of the cluster's leases or of this node's folders only.  [default: both]",
 )
 _of_network = click.option("--network", required=True, help="The network's name in its configuration.")
 _interface = click.option(
@@ -72,16 +83,19 @@ def group() -> None:
 @click.option("--network", default="", help="Of this network only.")
 @click.option("--vm", default="", metavar="VM", help="Of this VM, pod or container only.")
 @click.option("--stopped", is_flag=True, help="Only what is kept for VMs that do not run.")
+@_store
 @_data_dir
 @output.output_option(output.TABLE, output.WIDE, output.JSON)
 @click.pass_obj
-def list_(place: Place, network: str, vm: str, stopped: bool, data_dir: str, form: str) -> None:
+def list_(
+    place: Place, network: str, vm: str, stopped: bool, kind: str | None, data_dir: str, form: str
+) -> None:
     """List who has which addresses.
 
     Those that a VM gave up a moment ago, and no other gets yet, are cooling.
     """
     now = int(time.time())
-    everything, trouble = _rows(place, data_dir, network, now)
+    everything, trouble = _rows(place, data_dir, kind or "", network, now)
     matching = [
         row for row in everything if (not vm or row.is_named(vm)) and (not stopped or row.state == STOPPED)
     ]
@@ -98,18 +112,20 @@ def list_(place: Place, network: str, vm: str, stopped: bool, data_dir: str, for
 @group.command("show")
 @click.argument("vm")
 @click.option("--network", default="", help="Of this network only.")
+@_store
 @_data_dir
 @output.output_option(output.TABLE, output.JSON)
 @click.pass_obj
-def show(place: Place, vm: str, network: str, data_dir: str, form: str) -> None:
+def show(place: Place, vm: str, network: str, kind: str | None, data_dir: str, form: str) -> None:
     """Show all that is known of a VM's leases."""
     now = int(time.time())
-    everything, trouble = _rows(place, data_dir, network, now)
+    everything, trouble = _rows(place, data_dir, kind or "", network, now)
     output.say(trouble)
     matching = [row for row in everything if row.is_named(vm)]
     if not matching:
+        where = "in the cluster" if kind == KUBERNETES else "on this node"
         raise output.CommandRefused(
-            f"{vm} has no lease{f' in network {network}' if network else ''} on this node"
+            f"{vm} has no lease{f' in network {network}' if network else ''} {where}"
         )
     if form == output.JSON:
         output.print_json({"leases": [as_json(row) for row in matching]})
@@ -128,6 +144,7 @@ def show(place: Place, vm: str, network: str, data_dir: str, form: str) -> None:
     "--force", is_flag=True, help="Even from a pod that runs; its guest goes on using the address."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be released.")
+@_store
 @_data_dir
 @click.pass_obj
 def release(
@@ -138,29 +155,36 @@ def release(
     stopped_for: str,
     force: bool,
     dry_run: bool,
+    kind: str | None,
     data_dir: str,
 ) -> None:
     """Free the addresses of a VM.
 
     Or, with --stopped-for, those of all VMs of the network that have not run for so long. A pod that runs
-    keeps them, unless you --force it: then nothing is released, and the exit code is 2.
+    keeps them, unless you --force it: then nothing is released, and the exit code is 2. A pod of another
+    node keeps them in any case, unless both are gone.
     """
     if bool(vm) == bool(stopped_for):
         raise click.UsageError("either VM or --stopped-for says what to release")
     now = int(time.time())
     before = now - as_seconds(stopped_for, "--stopped-for") if stopped_for else now
 
-    def free(ledger: Ledger) -> list[str]:
+    def free(ledger: Ledger, store: Store) -> list[str]:
         keys = _long_stopped(ledger, network, before) if stopped_for else _named(ledger, network, vm)
-        return [
-            _freed(ledger, key, force=force, now=now) for key in keys if interface in ("", key.interface)
-        ]
+        keys = [key for key in keys if interface in ("", key.interface)]
+        if force:
+            for key in keys:
+                _ensure_may_end(place, store, ledger.get(key))
+        return [_freed(ledger, key, force=force, now=now) for key in keys]
 
     freed: list[str] = []
-    stores = find(place, data_dir)
+    stores = find(place, data_dir, kind or "")
     output.say([*stores.gone, *stores.unreadable])
+    if vm:
+        _ensure_in_one_kind(stores.stores, network, vm)
     for store in stores.stores:
-        freed += store.look(free) if dry_run else store.run(free)
+        action = partial(free, store=store)
+        freed += store.look(action) if dry_run else store.run(action)
     for text in freed:
         click.echo(f"{'would release' if dry_run else 'released'} {text}")
     if not freed and vm:
@@ -177,10 +201,18 @@ def release(
 @click.option("--ip", "ips", multiple=True, required=True, help="An address; again for the other family.")
 @click.option("--mac", default="", help="Its MAC.  [default: as its first ADD chooses]")
 @click.option("--interface", default="eth0", show_default=True, help="The VM's interface.")
+@_store
 @_data_dir
 @click.pass_obj
 def reserve(
-    place: Place, vm: str, network: str, ips: tuple[str, ...], mac: str, interface: str, data_dir: str
+    place: Place,
+    vm: str,
+    network: str,
+    ips: tuple[str, ...],
+    mac: str,
+    interface: str,
+    kind: str | None,
+    data_dir: str,
 ) -> None:
     """Keep addresses for a VM to come.
 
@@ -193,7 +225,7 @@ def reserve(
     key = LeaseKey(network, of.namespace, of.name, of.interface)
     wanted = tuple(as_address(ip, "--ip") for ip in ips)
     hardware = as_mac(mac, "--mac", unicast=True) if mac else ""
-    store = of_network(place, network, data_dir)
+    store = of_network(place, network, data_dir, kind or "")
     now = int(time.time())
 
     def reserve_it(ledger: Ledger) -> tuple[bool, Lease]:
@@ -238,9 +270,9 @@ def init(place: Place, network: str, data_dir: str) -> None:
     click.get_current_context().exit(output.PROBLEMS if problems else 0)
 
 
-def _rows(place: Place, data_dir: str, network: str, now: int) -> tuple[list[Row], list[str]]:
+def _rows(place: Place, data_dir: str, kind: str, network: str, now: int) -> tuple[list[Row], list[str]]:
     """The rows of all stores that can be read, and what cannot; a store that cannot hides no other."""
-    stores = find(place, data_dir)
+    stores = find(place, data_dir, kind)
     output.say(stores.gone)
     trouble = [*stores.unreadable]
     merged: list[Row] = []
@@ -270,6 +302,32 @@ def _long_stopped(ledger: Ledger, network: str, before: int) -> list[LeaseKey]:
         for lease in ledger.leases(network)
         if lease.key.is_vm and not lease.holders and lease.since <= before
     ]
+
+
+def _ensure_in_one_kind(stores: Sequence[Store], network: str, vm: str) -> None:
+    """CommandRefused for a VM that has leases both in the cluster and on this node."""
+    if len({isinstance(each, Sqlite) for each in stores}) < 2:
+        return
+    having = [each for each in stores if each.look(lambda ledger: _named(ledger, network, vm))]
+    if len({isinstance(each, Sqlite) for each in having}) > 1:
+        names = " and ".join(each.name for each in having)
+        raise output.CommandRefused(f"{vm} has leases in {names}: say by --store which are meant")
+
+
+def _ensure_may_end(place: Place, store: Store, lease: Lease | None) -> None:
+    """CommandRefused for a lease of the cluster that a pod of another node may still use. CNIError."""
+    directory, node = place.lookup(), node_of(store)
+    if lease is None or directory is None or node is None:
+        return
+    for holder in lease.holders:
+        if holder.is_on(node):
+            continue
+        reason = reason_to_keep(directory.api, holder.pod, holder.pod_uid, holder.node)
+        if reason:
+            raise output.CommandRefused(
+                f"{lease.key} is held by {refusals.user(holder)} on node {holder.node}, and --force takes "
+                f"nothing from a pod of another node ({reason}): stop it first"
+            )
 
 
 def _freed(ledger: Ledger, key: LeaseKey, *, force: bool, now: int) -> str:

@@ -14,6 +14,8 @@ from cnvnet.cli import leases, output, status
 from cnvnet.cli.place import Place
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.static_ip.config import STATEDIR
+from cnvnet.kube import credentials
+from cnvnet.vm.subjects import own_lookup
 
 # A file in its place would look like a node without attachments or leases.
 _FOLDER: Final = click.Path(file_okay=False)
@@ -52,16 +54,29 @@ class _Group(click.Group):
     show_envvar=True,
     help="Where static-ip keeps leases.db, unless a network's dataDir says otherwise.",
 )
+@click.option(
+    "--kubeconfig",
+    type=click.Path(dir_okay=False),
+    default="",
+    envvar=credentials.VARIABLE,
+    show_envvar=True,
+    help="Credentials for the Kubernetes API, which has the leases of networks with store kubernetes.  "
+    f"[default: a pod's own, else {credentials.DEFAULT_KUBECONFIG}]",
+)
 @click.version_option(VERSION, prog_name="cnvctl")
 @click.pass_context
-def command(context: click.Context, rundir: str, statedir: str) -> None:
-    """Shows and changes what cnvnet keeps on this node.
+def command(context: click.Context, rundir: str, statedir: str, kubeconfig: str) -> None:
+    """Shows and changes what cnvnet keeps on this node, and the leases of a cluster.
 
-    Works from its files and the kernel: neither Kubernetes nor a running agent is needed.
+    Works from the node's files and the kernel: neither Kubernetes nor a running agent is needed. With
+    credentials for the Kubernetes API it has the cluster's leases as well, on a node or anywhere else.
 
     Exit codes: 0 fine, 1 something is wrong on the node, 2 asked wrongly or refused, 3 cannot be read.
     """
-    context.obj = Place(os.path.abspath(rundir or RUNDIR), os.path.abspath(statedir or STATEDIR), os.environ)
+    env = {**os.environ, credentials.VARIABLE: kubeconfig}
+    context.obj = Place(
+        os.path.abspath(rundir or RUNDIR), os.path.abspath(statedir or STATEDIR), env, own_lookup(env)
+    )
 
 
 command.add_command(leases.group)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from cnvnet.controller import snapshot, steps
-from cnvnet.controller.snapshot import OUT_OF_SERVICE, UnreadableObject, node_state, pod_uids, read_lease
+from cnvnet.controller.snapshot import UnreadableObject, read_lease
 from cnvnet.controller.steps import Absence, CleanupStep
 from cnvnet.controller.sweep import is_finishable, reserved
 from cnvnet.ipam.store import objects
 from cnvnet.ipam.store.object_names import FINALIZER, reservation_name
 from cnvnet.ipam.store.objects import StoredLease, StoredReservation
 from cnvnet.kube.api import Api, ApiError, Conflict, Document, NotFound, deadline
+from cnvnet.kube.ended import OUT_OF_SERVICE, node_state, pod_uids
 from cnvnet.kube.resources import IP_RESERVATIONS, IPAM_CLAIMS, NODES, VM_LEASES, Resource
 
 # The status for a kind that the server does not have, as for an object (NotFound).

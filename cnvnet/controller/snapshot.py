@@ -11,19 +11,12 @@ from cnvnet.controller import known_fields
 from cnvnet.ipam.lease import POLICIES
 from cnvnet.ipam.store import object_names, objects
 from cnvnet.ipam.store.objects import StoredLease, StoredReservation
+from cnvnet.kube.ended import node_state, pod_uids
 
 Document = Mapping[str, Any]
 
-# Whether a Node is there: an administrator taints one that is known to run nothing any more.
-PRESENT: Final = "present"
-OUT_OF_SERVICE: Final = "out of service"
-GONE: Final = "gone"
-OUT_OF_SERVICE_TAINT: Final = "node.kubernetes.io/out-of-service"
-
 _CLAIMS: Final = "k8s.cni.cncf.io/"
 _KUBEVIRT: Final = "kubevirt.io/"
-# A static pod is known to the runtime by what the kubelet calls it, and to the API by a mirror's UID.
-_KUBELETS_UIDS: Final = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
 
 
 class Reference(NamedTuple):
@@ -181,12 +174,6 @@ def uid_of(document: Document) -> str:
     return str(document["metadata"].get("uid", ""))
 
 
-def pod_uids(document: Document) -> set[str]:
-    """The UIDs under which a pod can hold an address."""
-    annotations: Document = document["metadata"].get("annotations") or {}
-    return {uid_of(document), *(str(annotations[key]) for key in _KUBELETS_UIDS if key in annotations)}
-
-
 def read_launchers(pods: Iterable[Document]) -> dict[tuple[str, str], frozenset[str]]:
     """The instances that pods belong to."""
     instances: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -204,13 +191,6 @@ def read_instance(document: Document) -> Instance:
     owners = metadata.get("ownerReferences") or ()
     machine = next((str(each["uid"]) for each in owners if _is(each, "VirtualMachine")), "")
     return Instance(metadata["namespace"], metadata["name"], metadata["uid"], machine)
-
-
-def node_state(document: Document) -> str:
-    """PRESENT or OUT_OF_SERVICE: nothing else about a Node says that its pods do not run any more."""
-    spec: Document = document.get("spec") or {}
-    taints: Iterable[Document] = spec.get("taints") or ()
-    return OUT_OF_SERVICE if any(each.get("key") == OUT_OF_SERVICE_TAINT for each in taints) else PRESENT
 
 
 def _is(owner: Document, kind: str) -> bool:

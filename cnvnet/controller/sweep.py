@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from cnvnet.controller import steps
-from cnvnet.controller.snapshot import GONE, PRESENT, ClusterSnapshot, Doubt, Instance, SweptLease
+from cnvnet.controller.snapshot import ClusterSnapshot, Doubt, Instance, SweptLease
 from cnvnet.controller.steps import Absence, CleanupStep
 from cnvnet.ipam.lease import NEVER, POD, Holder, LeaseKey
 from cnvnet.ipam.store.object_names import FINALIZER, is_mac, lease_name
 from cnvnet.ipam.store.objects import StoredLease, StoredReservation
+from cnvnet.kube.ended import GONE, PRESENT
 from cnvnet.kube.resources import INSTANCES, IPAM_CLAIMS, NODES, PODS, VIRTUAL_MACHINES, VM_LEASES
 
 # Seconds after which a pod that the API does not have any more counts as ended, whatever its node says:

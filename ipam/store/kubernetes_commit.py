@@ -131,7 +131,7 @@ class Commit:
         terms = None
         if namespace and set(objects.addresses_of(lease)) - set(objects.addresses_of(work.before)):
             pool = self._now.pools.get(lease.key.network)
-            terms = self._networks.ensure_admitted(lease.key.network, namespace, pool)
+            terms = self._networks.ensure_admitted(lease.key.network, namespace, pool, lease.ips)
         if lease.key.is_vm:
             self._gain_lease(work, lease)
         else:
@@ -350,7 +350,7 @@ class Commit:
     def _write_release(self, work: Work, ended: list[Hold]) -> None:
         key = work.key
         if not key.is_vm:
-            self.endings.end_pods(key, ended, work.cooling)
+            self.endings.end_pods(key, ended, work.cooling, work.before)
         elif work.holds:
             for hold in ended:
                 moment = work.after.since if work.after is not None else self._clock()

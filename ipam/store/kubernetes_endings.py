@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from cnvnet.ipam.lease import Cooldown, LeaseKey
+from cnvnet.ipam.lease import Cooldown, Lease, LeaseKey
 from cnvnet.ipam.store import holds, object_names, objects
 from cnvnet.ipam.store.holds import Hold, Holds
 from cnvnet.ipam.store.kubernetes_facts import Facts
@@ -44,33 +45,54 @@ class Endings:
         self.tidy(hold)
         self.end_if_marked(hold)
 
-    def end_pods(self, key: LeaseKey, ended: list[Hold], cooling: tuple[Cooldown, ...]) -> None:
-        """Free what pods had that are no VM, but for addresses that cool down. ApiError."""
+    def end_pods(
+        self,
+        key: LeaseKey,
+        ended: list[Hold],
+        cooling: tuple[Cooldown, ...],
+        elsewhere: Lease | None = None,
+    ) -> None:
+        """Free what pods had that are no VM, but for addresses that cool down. ApiError.
+
+        Where none of this node's has `ended`, `elsewhere` is the lease of another node's pod.
+        """
+        if not ended and elsewhere is not None:
+            self._end_reservations(key, self._reserved_for(elsewhere, ()), cooling)
         for hold in ended:
-            known = dict(hold.reservations)
-            if not known:
-                # Killed between a CREATE and its answer.
-                claim = Claim(key, pod=hold.lease)
-                for address in {*hold.addresses, *objects.addresses_of(hold.lease)}:
-                    reservation = self._facts.read_reservation(key.network, address)
-                    if reservation is not None and claim.has(reservation):
-                        known[reservation.name] = reservation.uid
-            names = {object_names.reservation_name(key.network, str(each.ip)) for each in cooling}
-            kept = {name: uid for name, uid in known.items() if name in names}
-            self._reservations.delete_known({name: uid for name, uid in known.items() if name not in names})
+            # None: killed between a CREATE and its answer.
+            known = dict(hold.reservations) or self._reserved_for(hold.lease, hold.addresses)
+            kept = self._end_reservations(key, known, cooling)
             if kept:
-                until, since = cooling[0].until, cooling[0].since
-                self._reservations.cool(kept, until=until, since=since)
                 ips = tuple(each.ip for each in cooling)
                 self._holds.write(
                     hold._replace(
                         state=holds.COOLING,
                         lease=hold.lease._replace(ips=ips, holders=()),
                         reservations=kept,
-                        until=until,
-                        since=since,
+                        until=cooling[0].until,
+                        since=cooling[0].since,
                     )
                 )
+
+    def _reserved_for(self, pod: Lease, addresses: Iterable[str]) -> dict[str, str]:
+        """The IPReservations of a pod that is no VM, by their names, and their UIDs."""
+        claim, known = Claim(pod.key, pod=pod), dict[str, str]()
+        for address in {*addresses, *objects.addresses_of(pod)}:
+            reservation = self._facts.read_reservation(pod.key.network, address)
+            if reservation is not None and claim.has(reservation):
+                known[reservation.name] = reservation.uid
+        return known
+
+    def _end_reservations(
+        self, key: LeaseKey, known: Mapping[str, str], cooling: tuple[Cooldown, ...]
+    ) -> dict[str, str]:
+        """Delete these but for those of addresses that cool down, which are kept and returned."""
+        names = {object_names.reservation_name(key.network, str(each.ip)) for each in cooling}
+        kept = {name: uid for name, uid in known.items() if name in names}
+        self._reservations.delete_known({name: uid for name, uid in known.items() if name not in names})
+        if kept:
+            self._reservations.cool(kept, until=cooling[0].until, since=cooling[0].since)
+        return kept
 
     def end_lease(self, stored: StoredLease) -> None:
         """Delete a VMLease as it was seen. TryAgain, ApiError.

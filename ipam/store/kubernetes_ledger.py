@@ -130,8 +130,8 @@ class KubernetesLedger:
         return lease
 
     def _elsewhere(self, key: LeaseKey) -> Lease | None:
-        """The lease of a container that has no hold file here: only a look asks for those of other nodes."""
-        if not self._exact:
+        """The lease of a container that has no hold file here: found by a look, or by who has listed all."""
+        if not (self._exact or self._survey.has_listed(key.network)):
             return None
         return next((each for each in self._survey.leases(key.network) if each.key == key), None)
 

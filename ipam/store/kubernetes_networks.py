@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError, InvalidConfig
-from cnvnet.cni.fields import Fields
+from cnvnet.cni.fields import Address, Fields
 from cnvnet.ipam.pool import Pool, Span, as_address
 from cnvnet.ipam.store import object_names
 from cnvnet.kube.api import Api, Conflict, NotFound
@@ -41,13 +42,17 @@ class NetworkRegistry:
         self._new_networks = new_networks
         self._known: dict[str, tuple[float, NetworkTerms]] = {}
 
-    def ensure_admitted(self, network: str, namespace: str, pool: Pool | None) -> NetworkTerms:
-        """The terms of a network from which pods of the namespace get addresses.
+    def ensure_admitted(
+        self, network: str, namespace: str, pool: Pool | None, ips: Iterable[Address]
+    ) -> NetworkTerms:
+        """The terms of a network from which pods of the namespace get these addresses, out of the pool.
 
-        CNIError 7 if they get none, or if the pool gives more than the network has; ApiError.
+        CNIError 7 if they get none, or if the network does not have what the pool gives (without a pool:
+        these addresses); ApiError.
         """
+        spans = _spans_of(pool, ips)
         terms = self._terms(network, namespace, fresh=False)
-        if not _admits(terms, namespace) or (pool is not None and _outside(terms, pool)):
+        if not _admits(terms, namespace) or _outside(terms, spans):
             # It may have been changed since.
             terms = self._terms(network, namespace, fresh=True)
         if not _admits(terms, namespace):
@@ -57,7 +62,7 @@ class NetworkRegistry:
                 f'{allowed}: add "- {namespace}" to its spec.namespaces '
                 f"(kubectl edit ipnetwork {terms.name})"
             )
-        outside = _outside(terms, pool) if pool is not None else ""
+        outside = _outside(terms, spans)
         if outside:
             raise InvalidConfig(f"network {network}: IPNetwork {terms.name} does not give out {outside}")
         return terms
@@ -127,15 +132,21 @@ def _admits(terms: NetworkTerms, namespace: str) -> bool:
     return _ALL in terms.namespaces or namespace in terms.namespaces
 
 
-def _outside(terms: NetworkTerms, pool: Pool) -> str:
-    """What of the pool is in none of the network's ranges, "" for nothing."""
+def _spans_of(pool: Pool | None, ips: Iterable[Address]) -> list[tuple[int, Span]]:
+    if pool is None:
+        return [(ip.version, Span(int(ip), int(ip))) for ip in ips]
+    return [(given.version, span) for given in pool.sets for span in given.spans]
+
+
+def _outside(terms: NetworkTerms, spans: list[tuple[int, Span]]) -> str:
+    """What of the spans is in none of the network's ranges, "" for nothing."""
     if not terms.ranges:
         return ""
-    for given in pool.sets:
-        allowed = [span for version, span in terms.ranges if version == given.version]
-        for first, last in given.spans:
-            if not any(low <= first and last <= high for low, high in allowed):
-                return f"{as_address(given.version, first)}-{as_address(given.version, last)}"
+    for version, (first, last) in spans:
+        allowed = [span for of, span in terms.ranges if of == version]
+        if not any(low <= first and last <= high for low, high in allowed):
+            ends = dict.fromkeys((as_address(version, first), as_address(version, last)))
+            return "-".join(map(str, ends))
     return ""
 
 

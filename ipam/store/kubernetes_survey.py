@@ -102,6 +102,10 @@ class LeaseSurvey:
         self._known = known
         self._listed: dict[str | None, tuple[list[Lease], list[Cooldown]]] = {}
 
+    def has_listed(self, network: str) -> bool:
+        """Whether the leases of a network were asked for."""
+        return network in self._listed or None in self._listed
+
     def leases(self, network: str | None) -> list[Lease]:
         """The leases of one network, or of all, in the order of their keys. ApiError."""
         return self._all(network)[0]

@@ -63,7 +63,7 @@ def reserved(control_plane: ControlPlane, network: str) -> dict[str, str]:
     """The addresses that are reserved in a network, and the node that has reserved each."""
     selector = f"labelSelector=cnvnet.io/network={network}"
     listed = control_plane.api.get(f"{RESERVATIONS}?{selector}")["items"]
-    return {each["spec"]["address"]: each["spec"]["node"] for each in listed}
+    return {each["spec"]["address"]: each["spec"].get("node", "") for each in listed}
 
 
 def remove_leases(control_plane: ControlPlane) -> None:

@@ -8,9 +8,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from cnvnet.controller import snapshot
-from cnvnet.controller.snapshot import OUT_OF_SERVICE_TAINT, ClusterSnapshot
+from cnvnet.controller.snapshot import ClusterSnapshot
 from cnvnet.ipam.lease import VM_DELETED, Cooldown, Holder, Lease, LeaseKey
 from cnvnet.ipam.store import objects
+from cnvnet.kube.ended import OUT_OF_SERVICE_TAINT
 from cnvnet.kube.resources import (
     INSTANCES,
     IP_RESERVATIONS,
