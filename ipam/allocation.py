@@ -22,6 +22,8 @@ class AddressRequest(NamedTuple):
     where: str
     # The list that the key stands in, by which requests are ranked and recorded: "args.cni.ips".
     source: str
+    # Whether it counts for a key without a lease only: what was reported of a former one.
+    is_fallback: bool = False
 
 
 class Policy(NamedTuple):
@@ -58,6 +60,10 @@ class AllocationRequest(NamedTuple):
     data_dir: str = ""
     # Whether another MAC will do where another key has the one that is asked for.
     mac_yields: bool = False
+
+    def addresses_for(self, lease: Lease | None) -> tuple[AddressRequest, ...]:
+        """The requests that count for a key with this lease (None: it has none), the strongest first."""
+        return self.addresses if lease is None else tuple(e for e in self.addresses if not e.is_fallback)
 
 
 class Allocation(NamedTuple):

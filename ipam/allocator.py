@@ -305,7 +305,7 @@ def _lease_for(ledger: Ledger, request: AllocationRequest, lease: Lease | None) 
             user = refusals.user(others[0])
             text = f"{request.key}: {', '.join(lost)} cannot be given up while {user} has it"
             raise CNIError(TRY_AGAIN_LATER, text)
-    source = ", ".join(dict.fromkeys(wanted.source for wanted in request.addresses))
+    source = ", ".join(dict.fromkeys(wanted.source for wanted in request.addresses_for(lease)))
     if not source and lease is not None and lease.ips == ips:
         source = lease.source
     base = lease if lease is not None else Lease(request.key, ips)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
+from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError, InvalidConfig
 from cnvnet.ipam.lease import Holder, Lease
 from cnvnet.ipam.pool import RangeSet, as_address
 from cnvnet.ipam.store.clock import timestamp
@@ -13,6 +13,21 @@ from cnvnet.ipam.store.protocol import Ledger, Occupancy
 # How many stopped VMs a message names.
 _NAMED: Final = 3
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+class AddressTaken(InvalidConfig):
+    """An address that is asked for is another key's."""
+
+
+class MacTaken(InvalidConfig):
+    """A MAC that is asked for is another key's."""
+
+
+class PoolFull(CNIError):
+    """No address of a set is free (code 11)."""
+
+    def __init__(self, msg: str, details: str) -> None:
+        super().__init__(TRY_AGAIN_LATER, msg, details)
 
 
 def taken(lease: Lease, data_dir: str) -> str:
@@ -37,8 +52,8 @@ def release_command(lease: Lease, data_dir: str) -> str:
     return f"{command} --data-dir {data_dir}" if data_dir else command
 
 
-def full(ledger: Ledger, network: str, given: RangeSet, now: int, data_dir: str) -> CNIError:
-    """Code 11: every address of the set is taken, with what takes them and how to get one.
+def full(ledger: Ledger, network: str, given: RangeSet, now: int, data_dir: str) -> PoolFull:
+    """Every address of the set is taken, with what takes them and how to get one.
 
     The details are what host-local says, which is what people and programs search logs for.
     """
@@ -58,7 +73,7 @@ def full(ledger: Ledger, network: str, given: RangeSet, now: int, data_dir: str)
         else f"the only address of {given.name} is"
     )
     text = f"network {network}: {every} taken: {', '.join(parts)}: {remedy}"
-    return CNIError(TRY_AGAIN_LATER, text, f"no IP addresses available in range set: {given.name}")
+    return PoolFull(text, f"no IP addresses available in range set: {given.name}")
 
 
 def _occupancy(ledger: Ledger, network: str, given: RangeSet, now: int) -> Occupancy:

@@ -8,6 +8,7 @@ from cnvnet.ipam import refusals
 from cnvnet.ipam.allocation import AddressRequest, AllocationRequest
 from cnvnet.ipam.lease import Cooldown, Lease, derive_mac, in_order, same_vm
 from cnvnet.ipam.pool import Pool, RangeSet, probing_order
+from cnvnet.ipam.refusals import AddressTaken, MacTaken
 from cnvnet.ipam.store.protocol import Ledger
 
 
@@ -22,7 +23,7 @@ def choose_addresses(
     """
     network = request.key.network
     ledger.expire(network, request.now, everything=False)
-    requested = _requested(request)
+    requested = _requested(request, request.addresses_for(lease))
     kept = _kept(request.pool, lease.ips if lease is not None else ())
     old = [each for each in ledger.cooldowns_of(request.key) if same_vm(each.vm_uid, request.vm_uid)]
     returning = {} if lease is not None else _kept(request.pool, tuple(each.ip for each in old))
@@ -41,10 +42,12 @@ def choose_addresses(
     return in_order(chosen), mac
 
 
-def _requested(request: AllocationRequest) -> dict[int, AddressRequest]:
+def _requested(
+    request: AllocationRequest, addresses: tuple[AddressRequest, ...]
+) -> dict[int, AddressRequest]:
     """The request that counts for each range set; what cannot be had there at all is refused."""
     requested: dict[int, AddressRequest] = {}
-    for wanted in request.addresses:
+    for wanted in addresses:
         index = request.pool.set_of(wanted.ip)
         purpose = request.pool.purpose_of(wanted.ip)
         if purpose:
@@ -77,8 +80,8 @@ def ensure_free(ledger: Ledger, request: AllocationRequest, wanted: AddressReque
         ):
             return
         left = f"was given up by {owner.key} and is kept free for another {owner.until - request.now} s"
-        raise InvalidConfig(f"{wanted.where}: {wanted.ip} {left}")
-    raise InvalidConfig(f"{wanted.where}: {wanted.ip} is {refusals.taken(owner, request.data_dir)}")
+        raise AddressTaken(f"{wanted.where}: {wanted.ip} {left}")
+    raise AddressTaken(f"{wanted.where}: {wanted.ip} is {refusals.taken(owner, request.data_dir)}")
 
 
 def _kept(pool: Pool, ips: tuple[Address, ...]) -> dict[int, Address]:
@@ -133,6 +136,4 @@ def ensure_mac_free(ledger: Ledger, request: AllocationRequest) -> None:
     """CNIError 7 if another key has the MAC that is asked for."""
     owner = ledger.owner_of_mac(request.key.network, request.mac)
     if owner is not None and owner.key != request.key:
-        raise InvalidConfig(
-            f"{request.mac_where}: {request.mac} is {refusals.taken(owner, request.data_dir)}"
-        )
+        raise MacTaken(f"{request.mac_where}: {request.mac} is {refusals.taken(owner, request.data_dir)}")

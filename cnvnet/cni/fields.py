@@ -224,6 +224,11 @@ def as_interface_address(text: str, where: str) -> InterfaceAddress:
         raise InvalidConfig(f"{where}: {_quoted(text)} is not in CIDR notation") from None
 
 
+def as_plain_address(text: str, where: str) -> Address:
+    """An IP address, behind which a prefix length may be written that does not count."""
+    return as_interface_address(text, where).ip if "/" in text else as_address(text, where)
+
+
 def as_network(text: str, where: str) -> Network:
     """A network; host bits are ignored: 10.0.0.5/24 is 10.0.0.0/24."""
     return as_interface_address(text, where).network

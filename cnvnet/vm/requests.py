@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.cni.fields import Address, as_address, as_interface_address, as_mac
+from cnvnet.cni.fields import Address, as_mac, as_plain_address
 from cnvnet.vm.identity import TARGET
 from cnvnet.vm.launcher import Document, Subject, VMNetwork, annotations_of
 
@@ -128,8 +128,7 @@ def _own(subject: Subject, others: Others) -> Iterator[AnnotatedAddress]:
 def _listed(key: str, value: str, *, is_foreign: bool = False) -> Iterator[AnnotatedAddress]:
     where = f"annotation {key}"
     for text in (part.strip() for part in value.split(",")):
-        ip = as_interface_address(text, where).ip if "/" in text else as_address(text, where)
-        yield AnnotatedAddress(ip, where, is_foreign)
+        yield AnnotatedAddress(as_plain_address(text, where), where, is_foreign)
 
 
 def _kube_ovns(subject: Subject, others: Others) -> Iterator[AnnotatedAddress]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cnvnet.cni.args import parse_args
 from cnvnet.cni.conventions import PodRef, capability_ips, cni_args, requested_mac
 from cnvnet.cni.errors import InvalidConfig
-from cnvnet.cni.fields import Address, Fields, as_address, as_interface_address
+from cnvnet.cni.fields import Fields, as_plain_address
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import DNS, ResultRoute, routes_and_dns
 from cnvnet.cni.version import WITHOUT_INTERFACES
@@ -27,6 +27,10 @@ from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
 from cnvnet.kernel import regular_file
 from cnvnet.vm import identity, launcher
 from cnvnet.vm.launcher import Subject
+
+if TYPE_CHECKING:
+    # Imported where a pod names a claim.
+    from cnvnet.ipam.static_ip.claims import ClaimedAddresses
 
 STATEDIR: Final = "/var/lib/cnvnet"
 # Locally administered and unicast, and unlike those of others: ovn-kubernetes has 0a:58, Docker 02:42,
@@ -69,6 +73,12 @@ class Config(NamedTuple):
     written_release: str
     # Lines that an ADD writes to stderr about its configuration.
     remarks: tuple[str, ...]
+    # What the pod says about keeping its addresses (`args.cni.persistIP`), None where it does not.
+    persists: bool | None = None
+    # Whether the network has IPAMClaims, if pods name some.
+    allows_claims: bool = True
+    # The one that keeps the addresses of the VM's interface; in Kubernetes its API knows.
+    ipam_claim: ClaimedAddresses | None = None
 
     @classmethod
     def parse(cls, request: Request, has_api: Callable[[], bool] = lambda: False) -> Config:
@@ -105,6 +115,8 @@ class Config(NamedTuple):
             mac_yields=False,
             written_release=ipam.text("release"),
             remarks=useless_exclusions(ipam, wanted),
+            persists=_persists(fields),
+            allows_claims=fields.flag("allowPersistentIPs", True),
         )
 
     @property
@@ -219,6 +231,17 @@ def _policy(ipam: Fields) -> Policy:
     if release not in POLICIES:
         raise InvalidConfig(f'{ipam.path("release")}: "{release}" is not one of {", ".join(POLICIES)}')
     return Policy(_mac_prefix(ipam), release, _cooldown(ipam))
+
+
+def _persists(config: Fields) -> bool | None:
+    """KubeVirt's users write it into a network element, some of them as a text."""
+    args = cni_args(config)
+    if isinstance(args.raw("persistIP"), str):
+        text = args.text("persistIP")
+        if text not in ("true", "false"):
+            raise InvalidConfig(f'{args.path("persistIP")}: "{text[:64]}" is neither true nor false')
+        return text == "true"
+    return args.flag("persistIP") if args.has("persistIP") else None
 
 
 def _mac_prefix(ipam: Fields) -> bytes:
@@ -340,14 +363,10 @@ def _address_requests(fields: Fields, args: Mapping[str, str]) -> Iterable[Addre
     yield from _requests_of(enumerate(cni_args(fields).texts("ips")), "args.cni.ips")
     texts = [text.strip() for text in args.get("IP", "").split(",") if text.strip()]
     for text in texts:
-        yield AddressRequest(_address(text, "CNI_ARGS IP"), "CNI_ARGS IP", "CNI_ARGS IP")
+        yield AddressRequest(as_plain_address(text, "CNI_ARGS IP"), "CNI_ARGS IP", "CNI_ARGS IP")
 
 
 def _requests_of(texts: Iterable[tuple[int, str]], source: str) -> Iterable[AddressRequest]:
     for index, text in texts:
         where = f"{source}[{index}]"
-        yield AddressRequest(_address(text, where), where, source)
-
-
-def _address(text: str, where: str) -> Address:
-    return as_interface_address(text, where).ip if "/" in text else as_address(text, where)
+        yield AddressRequest(as_plain_address(text, where), where, source)

@@ -24,20 +24,45 @@ def identified(config: Config, subject: Subject, others: Others) -> Config:
     asked = requests.addresses(subject, others)
     mac = requests.mac(subject, config.mac, config.mac_where, others)
     foreign = [each for each in asked.addresses if each.is_foreign and config.pool.set_of(each.ip) is None]
-    policy = config.policy
-    if config.pod is not None and config.store.kind == SQLITE and not config.written_release:
-        # Of one node's leases no controller ends those of VMs that are deleted: only an operator who asks
-        # for it by the key, and releases them with cnvctl, gets leases that outlive the pod.
-        policy = policy._replace(release=POD)
+    release = _release(config)
     return config._replace(
         subject=subject,
-        policy=policy,
+        policy=config.policy._replace(release=release),
         addresses=(*_requests(asked.addresses, foreign), *config.addresses),
         mac=mac.mac,
         mac_where=mac.where,
         mac_yields=mac.yields,
-        remarks=(*config.remarks, *asked.remarks, *mac.remarks, *_ignored(config, foreign)),
+        remarks=(
+            *config.remarks,
+            *asked.remarks,
+            *mac.remarks,
+            *_ignored(config, foreign),
+            *_contradicted(config, release),
+        ),
     )
+
+
+def _release(config: Config) -> str:
+    """The release policy: the configuration's, else what the pod says, else the default of the store."""
+    if config.written_release:
+        return config.policy.release
+    # Of one node's leases no controller ends those of VMs that are deleted: only an operator who asks
+    # for it by the key, and releases them with cnvctl, gets leases that outlive the pod.
+    is_nodes = config.pod is not None and config.store.kind == SQLITE
+    return POD if is_nodes or config.persists is False else config.policy.release
+
+
+def _contradicted(config: Config, release: str) -> Iterator[str]:
+    if config.persists is not None and config.persists != (release != POD):
+        why = f"ipam.release: {release}" if config.written_release else "a node's leases end with their pods"
+        yield f"args.cni.persistIP: {str(config.persists).lower()} ignored: {why}"
+
+
+def unclaimed(config: Config) -> str:
+    """Why no IPAMClaim keeps addresses of this network, "" where one may."""
+    if config.store.kind == SQLITE:
+        return "the leases of this network are each node's own"
+    return "" if config.allows_claims else "the network has allowPersistentIPs: false"
 
 
 def _requests(

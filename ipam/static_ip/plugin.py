@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cnvnet import call_context
@@ -20,28 +19,34 @@ from cnvnet.attachment.sandbox import other_interfaces
 from cnvnet.cni import unknown_keys
 from cnvnet.cni.conventions import valid_attachments
 from cnvnet.cni.errors import IO_FAILURE, CheckFailed, CNIError, InvalidConfig
-from cnvnet.cni.fields import Address, InterfaceAddress
 from cnvnet.cni.request import Request
-from cnvnet.cni.result import IP, Result, previous
+from cnvnet.cni.result import Result, previous
 from cnvnet.executables import CNV_BRIDGE, STATIC_IP
 from cnvnet.ipam import allocator
-from cnvnet.ipam.allocation import Allocation, AllocationRequest, IsDead
-from cnvnet.ipam.lease import Holder, Lease, LeaseKey, is_dead
+from cnvnet.ipam.allocation import Allocation
+from cnvnet.ipam.static_ip.asked import (
+    allocation_request,
+    death_test,
+    lease_key,
+    lease_owner,
+    node_of,
+    result_of,
+)
 from cnvnet.ipam.static_ip.config import Config, node, release_remark, statedir, storable, store_refs
-from cnvnet.ipam.static_ip.identified import identified
+from cnvnet.ipam.static_ip.identified import identified, unclaimed
 from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.opening import open_kubernetes, open_store
 from cnvnet.ipam.store.protocol import LeasesLost, Ledger, Store, Usage
 from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
 from cnvnet.ipam.store.sqlite import Sqlite
-from cnvnet.kernel.boot import boot_id
+from cnvnet.vm.identity import ACTIVE
 from cnvnet.vm.launcher import Subject
 from cnvnet.vm.subjects import Lookup, no_api, own_lookup, subject_of
 
 if TYPE_CHECKING:
     # Imported where a network has its leases there.
+    from cnvnet.ipam.static_ip.claims import ClaimedAddresses
     from cnvnet.ipam.store.kubernetes import Drained, KubernetesStore
-    from cnvnet.ipam.store.objects import LeaseOwner
 
 T = TypeVar("T")
 
@@ -57,6 +62,8 @@ class Assignment(NamedTuple):
     # What `revert` takes back, and where.
     allocation: Allocation
     store: StoreRef
+    # The claim that says so, as it was before.
+    claim: ClaimedAddresses | None = None
 
 
 class StaticIP:
@@ -157,30 +164,65 @@ class StaticIP:
     def _identified(self, request: Request, config: Config) -> Config:
         subject = subject_of(config.claim, request, self._lookup)
         if subject is not None:
-            return identified(config, subject, partial(_other_interfaces, request))
+            config = identified(config, subject, partial(_other_interfaces, request))
+            return self._claimed(request, config, subject)
         remark = release_remark(config)
         # Most calls have no remark, and need not look for credentials.
         if not remark or self._lookup() is not None:
             return config
         return config._replace(remarks=(remark, *config.remarks))
 
+    def _claimed(self, request: Request, config: Config, subject: Subject) -> Config:
+        """The configuration with the IPAMClaim that the pod names for the interface, if it does."""
+        # Of the pod in which the VM is to run: one that moves in gets what the other has.
+        directory = self._lookup() if subject.vmi and subject.role == ACTIVE else None
+        if directory is None:
+            return config
+        from cnvnet.ipam.static_ip import claims
+
+        named = claims.reference(subject.annotations, request.ifname)
+        if named is None or config.pod is None:
+            return config
+        if ignored := unclaimed(config):
+            remark = f"{named.where}: {named.name} ignored: {ignored}"
+            return config._replace(remarks=(*config.remarks, remark))
+        where = {"network": request.name, "pod": config.pod.name, "node": node_of(config)}
+        claim = claims.read(directory.api, named, subject, **where)
+        return config._replace(addresses=(*config.addresses, *claim.requests), ipam_claim=claim)
+
     def _assign(self, request: Request, config: Config) -> Assignment:
-        wanted = _allocation_request(request, config)
-        is_dead = _death_test(config.node, wanted.holder.boot_id)
+        wanted = allocation_request(request, config)
+        is_dead = death_test(config.node, wanted.holder.boot_id)
 
         def allocate(ledger: Ledger) -> tuple[Allocation, Result]:
             allocation = allocator.acquire(ledger, wanted, is_dead)
             # Inside, so that a result that cannot be given leaves nothing.
-            return allocation, _result(allocation.lease, config)
+            return allocation, result_of(allocation.lease, config)
 
-        with _of_network(request.name):
-            allocation, result = self._store_for(config).run(allocate)
+        claim = config.ipam_claim
+        try:
+            with _of_network(request.name):
+                allocation, result = self._store_for(config).run(allocate)
+        except CNIError as e:
+            if claim is not None:
+                claim.refuse(e)
+            raise
         self._ensure_listed(statedir(request.env), config.store.location)
         for remark in (*config.remarks, *allocation.remarks):
             call_context.log(remark)
         holder = allocation.lease.holder(request.container_id, storable(request.ifname))
         role = holder.role if holder is not None else wanted.holder.role
-        return Assignment(result, allocation.lease.mac, role, allocation, config.store)
+        assignment = Assignment(result, allocation.lease.mac, role, allocation, config.store, claim)
+        if claim is not None:
+            self._report(request, assignment, claim)
+        return assignment
+
+    def _report(self, request: Request, assignment: Assignment, claim: ClaimedAddresses) -> None:
+        try:
+            claim.report(each.address for each in assignment.result.ips)
+        except CNIError:
+            self.revert(request, assignment)
+            raise
 
     def _ensure_listed(self, usual: str, where: str) -> None:
         """Leases that are not in the usual folder are found there all the same, without a VM that runs."""
@@ -206,6 +248,8 @@ class StaticIP:
             assignment.store,
             lambda ledger: allocator.revert(ledger, assignment.allocation, *interface, now=moment),
         )
+        if assignment.claim is not None:
+            assignment.claim.take_back()
 
     def release(self, request: Request, recorded: StoreRef | None = None) -> None:
         """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD.
@@ -252,7 +296,7 @@ class StaticIP:
         with _of_network(request.name):
             lease = self._store(recorded or config.store).look(lambda ledger: ledger.held_by(*interface))
         # What the ADD has taken a Kubernetes pod for is in the lease alone: CHECK needs no API.
-        if lease is None or (config.pod is None and lease.key != _key(request, config)):
+        if lease is None or (config.pod is None and lease.key != lease_key(request, config)):
             raise CheckFailed(f"network {request.name}: no lease for container {request.container_id}")
         added = {ip.address.ip for ip in result.ips}
         for ip in lease.ips:
@@ -302,7 +346,7 @@ class StaticIP:
         """The store of an ADD, which in a cluster knows whose the lease is and which node this is."""
         if config.store.kind != KUBERNETES:
             return self._store(config.store)
-        return self._cluster(config.store).for_call(_owner(config.subject), _node(config))
+        return self._cluster(config.store).for_call(lease_owner(config), node_of(config))
 
     def _cluster(self, where: StoreRef) -> KubernetesStore:
         """The store of the cluster; kept once there is a way to its API."""
@@ -346,94 +390,8 @@ def _usage(store: Sqlite, now: int) -> list[Usage]:
     return counts or []
 
 
-def _key(request: Request, config: Config) -> LeaseKey:
-    vm = config.vm
-    if vm is None:
-        return LeaseKey(request.name, "", request.container_id, storable(request.ifname))
-    return LeaseKey(request.name, vm.namespace, vm.name, vm.interface)
-
-
-def _allocation_request(request: Request, config: Config) -> AllocationRequest:
-    moment = now()
-    pod = config.pod
-    holder = Holder(
-        container_id=request.container_id,
-        ifname=storable(request.ifname),
-        role=config.holder_role,
-        netns=storable(request.netns),
-        inode=_inode(request.netns),
-        boot_id=boot_id(),
-        since=moment,
-        node=_node(config) if pod is not None else "",
-        pod=str(pod) if pod is not None else "",
-        pod_uid=pod.uid if pod is not None else "",
-    )
-    return AllocationRequest(
-        key=_key(request, config),
-        vm_uid=config.vm.uid if config.vm is not None else "",
-        holder=holder,
-        pool=config.pool,
-        policy=config.policy,
-        addresses=config.addresses,
-        mac=config.mac,
-        mac_where=config.mac_where,
-        mac_yields=config.mac_yields,
-        now=moment,
-        data_dir=config.store.location if config.store.location != statedir(request.env) else "",
-    )
-
-
-def _node(config: Config) -> str:
-    """The pod's node: in a cluster's store as the pod's object has it, else as the process knows its own."""
-    subject = config.subject if config.store.kind == KUBERNETES else None
-    return (subject.node if subject is not None else "") or config.node
-
-
-def _owner(subject: Subject | None) -> LeaseOwner | None:
-    """The object with which a VM's lease goes, None where Kubernetes has none."""
-    if subject is None or not subject.vmi or not subject.vm.uid:
-        return None
-    from cnvnet.ipam.store.objects import LeaseOwner
-
-    # A stand-alone instance is its own VM.
-    kind = "VirtualMachineInstance" if subject.vm.uid == subject.vmi_uid else "VirtualMachine"
-    return LeaseOwner("kubevirt.io/v1", kind, subject.vm.name, subject.vm.uid)
-
-
 def _other_interfaces(request: Request) -> frozenset[str]:
     """Those of the pod that have got their addresses here, as far as a record says so: cnv-bridge's."""
     records = AttachmentFiles(rundir(request.env)).records(CNV_BRIDGE)
     leased = (each for each in records if each.undo.get("ipam_type") == STATIC_IP)
     return other_interfaces(leased, request.container_id, request.ifname)
-
-
-def _result(lease: Lease, config: Config) -> Result:
-    """IPv4 first, then in the order of the range sets.
-
-    Every address comes with its subnet's prefix, which is the route that KubeVirt's DHCP server needs. No
-    default route is made up: host-local makes none, and a VM's second network must not take over its first.
-    """
-    ips: list[IP] = []
-    for ip in sorted(lease.ips, key=lambda each: (each.version, config.pool.set_of(each) or 0)):
-        part = config.pool.range_of(ip)
-        if part is None:
-            raise InvalidConfig(f"network {lease.key.network}: {ip} of {lease.key} is in none of its ranges")
-        ips.append(IP(_with_prefix(ip, part.subnet.prefixlen), part.gateway))
-    return Result(ips=tuple(ips), routes=config.routes, dns=config.dns)
-
-
-def _death_test(node: str, boot_id: str) -> IsDead:
-    """Which holders have certainly ended, as seen in this boot of this node."""
-    return lambda each: is_dead(each, node=node, boot_id=boot_id, inode=_inode(each.netns))
-
-
-def _inode(path: str) -> int:
-    """What the path leads to, 0 if it leads nowhere."""
-    try:
-        return call_context.stat(path).st_ino
-    except (OSError, ValueError):
-        return 0
-
-
-def _with_prefix(ip: Address, length: int) -> InterfaceAddress:
-    return IPv4Interface((ip, length)) if isinstance(ip, IPv4Address) else IPv6Interface((ip, length))

@@ -23,8 +23,8 @@ from cnvnet.ipam.store.kubernetes_ledger import KubernetesLedger
 from cnvnet.ipam.store.kubernetes_networks import NAMESPACE, NetworkRegistry
 from cnvnet.ipam.store.kubernetes_reservations import TryAgain
 from cnvnet.ipam.store.kubernetes_survey import KnownPools, LeaseSurvey
+from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.no_api import NoApi
-from cnvnet.ipam.store.objects import LeaseOwner
 from cnvnet.ipam.store.protocol import Ledger
 from cnvnet.kube.api import Api, ApiError, deadline
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from cnvnet.call_context import ending_at, log
@@ -24,7 +25,8 @@ from cnvnet.ipam.store.kubernetes_ledger import RELEASE_SECONDS, KubernetesLedge
 from cnvnet.ipam.store.kubernetes_networks import NetworkRegistry
 from cnvnet.ipam.store.kubernetes_reservations import Claim, Reservations, TryAgain
 from cnvnet.ipam.store.kubernetes_work import Work, interface, interfaces, makes_way
-from cnvnet.ipam.store.objects import LeaseOwner, StoredLease
+from cnvnet.ipam.store.lease_owner import LeaseOwner
+from cnvnet.ipam.store.objects import StoredLease
 from cnvnet.kube.api import Api, ApiError, Conflict, NotFound, deadline
 from cnvnet.kube.resources import VM_LEASES
 
@@ -156,7 +158,7 @@ class Commit:
             stored = self._create(work, lease, nonce, new)
         else:
             before = written.current.lease if written is not None else work.before
-            stored = self._patch(work, current, before, lease, nonce, tuple(new))
+            stored = self._patch(work, current, before, lease, nonce, tuple(new), owner=self._owner)
         base = written.base if written is not None else work.stored
         self._written[key] = _Written(base, stored, reserved)
         for address in new:
@@ -195,19 +197,12 @@ class Commit:
         after: Lease | None,
         nonce: str,
         pending: tuple[str, ...],
+        owner: LeaseOwner | None = None,
     ) -> StoredLease:
         """Write what differs; TryAgain if the VMLease has changed since it was read."""
         key = current.key
-        patch = objects.lease_patch(
-            current,
-            before,
-            after,
-            cooling=work.cooling,
-            nonce=nonce,
-            pending=pending,
-            now=self._clock(),
-            owner=self._owner,
-        )
+        write = partial(objects.lease_patch, current, before, after, now=self._clock(), owner=owner)
+        patch = write(cooling=work.cooling, nonce=nonce, pending=pending)
         if not patch or (patch.keys() == {"metadata", "spec"} and patch["spec"].keys() == {"pending"}):
             return current
         try:

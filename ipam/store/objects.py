@@ -12,19 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cnvnet.cni.fields import Address, Fields, as_address
-from cnvnet.ipam.lease import NEVER, Cooldown, Holder, Lease, LeaseKey, derive_mac, in_order, promoted
-from cnvnet.ipam.store import object_names
+from cnvnet.ipam.lease import Cooldown, Holder, Lease, LeaseKey, derive_mac, in_order, promoted
+from cnvnet.ipam.store import lease_owner, object_names
+from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.kube.api import Document
 from cnvnet.vm.identity import ACTIVE
-
-
-class LeaseOwner(NamedTuple):
-    """The object with which a lease goes: the IPAMClaim, the VirtualMachine or the stand-alone instance."""
-
-    api_version: str
-    kind: str
-    name: str
-    uid: str
 
 
 class StoredLease(NamedTuple):
@@ -49,6 +41,8 @@ class StoredLease(NamedTuple):
     roles: Mapping[str, str]
     labels: Mapping[str, str]
     finalizers: tuple[str, ...]
+    # The UIDs of the objects with which it goes.
+    owners: frozenset[str] = frozenset()
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -109,8 +103,8 @@ def lease_document(
         "labels": _labels(lease.key, [*lease.ips, *(each.ip for each in cooling)]),
         "finalizers": [object_names.FINALIZER],
     }
-    if owner is not None and lease.release != NEVER:
-        metadata["ownerReferences"] = [_owner_reference(owner)]
+    if owner is not None and (references := lease_owner.references(owner, lease)):
+        metadata["ownerReferences"] = references
     return {
         "apiVersion": object_names.API_VERSION,
         "kind": "VMLease",
@@ -196,8 +190,10 @@ def lease_patch(
     changed = {name: value for name, value in changed.items() if stored.labels.get(name) != value}
     if changed:
         metadata["labels"] = changed
-    if owner is not None and after is not None and spec.keys() & {"vmUID", "release"}:
-        metadata["ownerReferences"] = [_owner_reference(owner)] if after.release != NEVER else None
+    if owner is not None and after is not None:
+        is_new = bool(spec.keys() & {"vmUID", "release"})
+        if is_new or lease_owner.is_missing(owner, after, stored.owners):
+            metadata["ownerReferences"] = lease_owner.references(owner, after)
     return {"metadata": metadata, **patch}
 
 
@@ -279,10 +275,6 @@ def _pod_fields(pod: Lease, holder: Holder | None) -> Document:
     return fields | {"source": pod.source, "release": pod.release, "cooldown": pod.cooldown}
 
 
-def _owner_reference(owner: LeaseOwner) -> Document:
-    return {"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}
-
-
 def _labels(key: LeaseKey, ips: Iterable[Address]) -> dict[str, Any]:
     blocks = {
         f"{object_names.IN_BLOCK_LABEL}{object_names.block_of(ip)}": object_names.IN_BLOCK for ip in ips
@@ -345,6 +337,7 @@ def read_lease(document: Mapping[str, Any]) -> StoredLease:
         roles=roles,
         labels=metadata.raw("labels") or {},
         finalizers=metadata.texts("finalizers"),
+        owners=frozenset(each.text("uid") for each in metadata.each("ownerReferences") or ()),
     )
 
 

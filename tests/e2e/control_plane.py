@@ -366,11 +366,39 @@ _NAD_DEFINITION: dict[str, Any] = {
     },
 }
 
+_TEXT: dict[str, Any] = {"type": "string"}
 _CLAIMED: dict[str, Any] = {
     "type": "object",
     "required": ["network", "interface"],
-    "properties": {"network": {"type": "string"}, "interface": {"type": "string"}},
+    "properties": {"network": _TEXT, "interface": _TEXT},
 }
+_CONDITION: dict[str, Any] = {
+    "type": "object",
+    "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+    "properties": {
+        "lastTransitionTime": {"type": "string", "format": "date-time"},
+        "message": {"type": "string", "maxLength": 32768},
+        "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+        "reason": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 1024,
+            "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        },
+        "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+        "type": {"type": "string", "maxLength": 316},
+    },
+}
+_CLAIMS_STATUS: dict[str, Any] = {
+    "type": "object",
+    "required": ["ips"],
+    "properties": {
+        "ips": {"type": "array", "items": _TEXT},
+        "ownerPod": {"type": "object", "properties": {"name": _TEXT}},
+        "conditions": {"type": "array", "items": _CONDITION},
+    },
+}
+# k8snetworkplumbingwg/ipamclaims v0.5.1-alpha.
 CLAIM_DEFINITION: dict[str, Any] = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -388,15 +416,7 @@ CLAIM_DEFINITION: dict[str, Any] = {
                 "schema": {
                     "openAPIV3Schema": {
                         "type": "object",
-                        "properties": {
-                            "spec": _CLAIMED,
-                            "status": {
-                                "type": "object",
-                                "required": ["ips"],
-                                "x-kubernetes-preserve-unknown-fields": True,
-                                "properties": {"ips": {"type": "array", "items": {"type": "string"}}},
-                            },
-                        },
+                        "properties": {"spec": _CLAIMED, "status": _CLAIMS_STATUS},
                     }
                 },
             }

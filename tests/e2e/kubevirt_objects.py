@@ -25,10 +25,12 @@ MACHINES = "/apis/kubevirt.io/v1/namespaces/{}/virtualmachines"
 INSTANCES = "/apis/kubevirt.io/v1/namespaces/{}/virtualmachineinstances"
 MIGRATIONS = "/apis/kubevirt.io/v1/namespaces/{}/virtualmachineinstancemigrations"
 LAUNCHERS = "/api/v1/namespaces/{}/pods"
+CLAIMS = "/apis/k8s.cni.cncf.io/v1alpha1/namespaces/{}/ipamclaims"
 MACHINE_DEFINITIONS = ("virtualmachines", "virtualmachineinstances", "virtualmachineinstancemigrations")
 STAGES = ("1-scheduling", "2-target-running", "3-target-ready", "4-running", "5-end")
 """Of a migration: what its objects are at that moment."""
 
+_NETWORKS = "k8s.v1.cni.cncf.io/networks"
 # In the recording.
 _MAC = "02:00:00:00:00:0a"
 _INSTANCE_UID = "91cab18b-9bfc-4f20-9359-5552755a545a"
@@ -104,10 +106,36 @@ class KubeVirt:
         created: Document = self._admin.create(MACHINES.format(namespace), document)
         return created
 
-    def start(self, machine: Document, node: str, spec: Document | None = None) -> Running:
+    def create_claim(self, machine: Document, network: str) -> Document:
+        """The IPAMClaim for the machine's `lan`, as KubeVirt's IPAM controller makes it."""
+        metadata = machine["metadata"]
+        owner = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "controller": True}
+        body = {
+            "apiVersion": "k8s.cni.cncf.io/v1alpha1",
+            "kind": "IPAMClaim",
+            "metadata": {
+                "name": claim_of(machine),
+                "labels": {"kubevirt.io/vm": metadata["name"]},
+                "finalizers": ["kubevirt.io/persistent-ipam"],
+                "ownerReferences": [{**owner, "name": metadata["name"], "uid": metadata["uid"]}],
+            },
+            "spec": {"network": network, "interface": ""},
+        }
+        created: Document = self._admin.create(CLAIMS.format(metadata["namespace"]), body)
+        return created
+
+    def release_claim(self, machine: Document) -> None:
+        """What it does when nothing of the machine runs any more: the claim can go."""
+        path = f"{CLAIMS.format(machine['metadata']['namespace'])}/{claim_of(machine)}"
+        self._admin.patch(path, {"metadata": {"finalizers": None}})
+
+    def start(
+        self, machine: Document, node: str, spec: Document | None = None, *, claim: str = ""
+    ) -> Running:
         """The machine's instance and its launcher pod, as they are before the pod's network is made.
 
         `spec` is what the pod is to run, where a kubelet runs it: KubeVirt's own images are not there.
+        `claim` is the IPAMClaim that its webhook writes into the pod's networks.
         """
         namespace, name = machine["metadata"]["namespace"], machine["metadata"]["name"]
         annotations = machine["spec"]["template"]["metadata"]["annotations"]
@@ -122,7 +150,7 @@ class KubeVirt:
         document["metadata"]["annotations"].update(annotations)
         instance = self.api.create(INSTANCES.format(namespace), document)
         known[_INSTANCE_UID] = instance["metadata"]["uid"]
-        pod = self._create_pod("pod-source-vm-a", known, namespace, annotations, spec)
+        pod = self._create_pod("pod-source-vm-a", known, namespace, annotations, spec, claim)
         active = {"activePods": {_SOURCE_POD[1]: None, pod["metadata"]["uid"]: node}}
         instance = self.api.patch(f"{INSTANCES.format(namespace)}/{name}", {"status": active})
         return Running(machine, instance, pod)
@@ -182,12 +210,17 @@ class KubeVirt:
         namespace: str,
         annotations: dict[str, str],
         spec: Document | None = None,
+        claim: str = "",
     ) -> Document:
         document = _recorded(recorded, known, namespace)
         document["spec"] = spec or document["spec"]
         # The server makes the rest of the name.
         del document["metadata"]["name"]
         document["metadata"]["annotations"].update(annotations)
+        if claim:
+            networks = json.loads(document["metadata"]["annotations"][_NETWORKS])
+            named = [{**each, "ipam-claim-reference": claim} for each in networks]
+            document["metadata"]["annotations"][_NETWORKS] = json.dumps(named)
         created: Document = self.api.create(LAUNCHERS.format(namespace), document)
         return created
 
@@ -209,6 +242,11 @@ class KubeVirt:
         # What KubeVirt's finalizers wait for has happened.
         self.api.patch(path, {"metadata": {"finalizers": None}})
         eventually(lambda: self.api.find(path) is None, f"{path} is gone")
+
+
+def claim_of(machine: Document) -> str:
+    """The name of the IPAMClaim for the machine's `lan`."""
+    return f"{machine['metadata']['name']}.lan"
 
 
 def _recorded(name: str, known: dict[str, str], namespace: str, part: str = "") -> Document:

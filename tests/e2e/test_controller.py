@@ -17,6 +17,7 @@ import pytest
 
 from cnvnet.ipam.lease import VM_DELETED, Holder, Lease, LeaseKey
 from cnvnet.ipam.store import objects
+from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.object_names import lease_name
 from tests.e2e.api import Api
 from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, RESERVATIONS, SYSTEM, agent, user
@@ -110,7 +111,7 @@ class Leased:
         mac = f"0a:58:{ip_address(ip).packed.hex(':')}"
         holders = (_holder(pod),) if pod is not None else ()
         lease = Lease(key, (ip_address(ip),), mac, uid, release=VM_DELETED, holders=holders)
-        owner = objects.LeaseOwner(machine["apiVersion"], machine["kind"], name, uid)
+        owner = LeaseOwner(machine["apiVersion"], machine["kind"], name, uid)
         self.path = f"{LEASES.format(self.namespace)}/{lease_name(key)}"
         written = self.agent.create(
             LEASES.format(self.namespace), objects.lease_document(lease, nonce="1", owner=owner)

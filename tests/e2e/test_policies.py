@@ -11,7 +11,6 @@ import pytest
 from tests.e2e.api import Api, ApiError
 from tests.e2e.cnvnet_objects import (
     AGENT,
-    CLAIMS,
     CONTROLLER,
     KUSTOMIZE,
     LEASES,
@@ -29,7 +28,7 @@ from tests.e2e.cnvnet_objects import (
     user,
 )
 from tests.e2e.control_plane import ControlPlane
-from tests.e2e.kubevirt_objects import INSTANCES, LAUNCHERS, KubeVirt, Running
+from tests.e2e.kubevirt_objects import CLAIMS, INSTANCES, LAUNCHERS, KubeVirt, Running
 from tests.e2e.machine import eventually
 
 # One control plane for all of them.
@@ -448,7 +447,7 @@ def test_only_agents_answer_claims_and_no_agent_makes_or_changes_one(
 ) -> None:
     claims = CLAIMS.format(tenant)
     control_plane.api.create(claims, claim("web"))
-    answer = {"status": {"ips": ["10.0.0.5/24"], "ownerPod": {"name": "p"}}}
+    answer = {"status": {**answered("node-1"), "ownerPod": {"name": "p"}}}
     text = refusal(lambda: namespace_admin.patch(f"{claims}/web/status", answer))
     assert 'cannot patch resource "ipamclaims/status"' in text
     node_1.patch(f"{claims}/web/status", answer)
@@ -459,6 +458,43 @@ def test_only_agents_answer_claims_and_no_agent_makes_or_changes_one(
     # The status' subresource changes nothing else of a claim.
     node_1.patch(f"{claims}/web/status", {"spec": {"network": "other"}})
     assert control_plane.api.get(f"{claims}/web")["spec"]["network"] == "vms"
+
+
+def answered(node: str, kind: str = "IPsAllocated") -> Document:
+    """The status of a claim that the agent of a node has answered."""
+    condition = {
+        "type": kind,
+        "status": "True",
+        "reason": "SuccessfulAllocation",
+        "message": f"10.0.0.5/24 for pod p (node {node})",
+        "lastTransitionTime": "2026-12-01T10:00:00Z",
+    }
+    return {"ips": ["10.0.0.5/24"], "conditions": [condition]}
+
+
+def test_an_agent_signs_what_it_says_in_a_claim_and_leaves_what_others_say(
+    control_plane: ControlPlane, tenant: str, node_1: Api, node_2: Api
+) -> None:
+    control_plane.api.create(CLAIMS.format(tenant), claim("web"))
+    path = f"{CLAIMS.format(tenant)}/web/status"
+    other = answered("node-1", "Other")
+    control_plane.api.patch(path, {"status": other})
+    mine = [*other["conditions"], *answered("node-1")["conditions"]]
+    signed = "an agent answers an IPAMClaim with the condition IPsAllocated, whose message ends "
+    theirs = "denied request: of the conditions of an IPAMClaim an agent writes IPsAllocated only"
+    statuses: list[tuple[Document, str]] = [
+        ({"ips": ["10.0.0.6/24"]}, f"{signed}with (node node-2)"),
+        ({"ownerPod": {"name": "forged"}}, f"{signed}with (node node-2)"),
+        ({"conditions": mine}, f"{signed}with (node node-2)"),
+        ({"conditions": answered("node-2")["conditions"]}, theirs),
+        ({"conditions": None}, theirs),
+    ]
+    for status, text in statuses:
+        assert text in refusal(partial(node_2.patch, path, {"status": status}))
+    node_1.patch(path, {"status": {"ips": ["10.0.0.6/24"], "conditions": mine}})
+    # The VM has come to the other node.
+    moved = [*other["conditions"], *answered("node-2")["conditions"]]
+    node_2.patch(path, {"status": {"ownerPod": {"name": "q"}, "conditions": moved}})
 
 
 def test_an_agent_makes_networks_and_changes_none(

@@ -10,6 +10,7 @@ import pytest
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.lease import POD, VM_DELETED, Holder, Lease, LeaseKey
 from cnvnet.ipam.store import object_names, objects
+from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.vm.identity import ACTIVE, TARGET
 from tests.e2e.agent_stores import AgentDesk, reserved
 from tests.e2e.audit import counts
@@ -103,7 +104,7 @@ def test_schemas_have_every_field_that_the_store_writes(control_plane: ControlPl
     key = LeaseKey(tenant, tenant, "web", "eth0")
     ips = (ip_address("10.0.0.5"), ip_address("fd00::5"))
     lease = Lease(key, ips, "0a:58:0a:00:00:05", "uid", "args.cni.ips", VM_DELETED, 60, 4, (holder,))
-    owner = objects.LeaseOwner("v1", "ConfigMap", "x", "u")
+    owner = LeaseOwner("v1", "ConfigMap", "x", "u")
     document = objects.lease_document(lease, nonce="n", pending=("10.0.0.5",), owner=owner)
     strict = "dryRun=All&fieldValidation=Strict"
     made = control_plane.api.create(f"{LEASES.format(tenant)}?{strict}", document)

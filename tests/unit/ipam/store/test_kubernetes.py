@@ -14,7 +14,7 @@ from cnvnet.ipam.lease import POD, Lease, LeaseKey
 from cnvnet.ipam.store import object_names
 from cnvnet.ipam.store.holds import RELEASING, Holds
 from cnvnet.ipam.store.kubernetes import KubernetesStore
-from cnvnet.ipam.store.objects import LeaseOwner
+from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.protocol import Ledger
 from cnvnet.kube.resources import IP_NETWORKS, IP_RESERVATIONS, VM_LEASES
 from cnvnet.vm.identity import ACTIVE, TARGET
