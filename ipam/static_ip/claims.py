@@ -222,12 +222,12 @@ def _changes(claim: Document, answer: _Answer) -> Document:
         condition["lastTransitionTime"] = began or timestamp(now())
         others = [each for each in conditions if each.get("type") != _CONDITION]
         changes["conditions"] = [*others, condition]
-    # Of the others of the list, and of the addresses where nobody has written any, the server wants all.
+    # Of the others of the list, and of addresses where there are none yet, the server wants all.
     return {"ips": answer.ips, **changes} if changes else {}
 
 
 def _ensure_own(document: Mapping[str, Any], subject: Subject, where: str, claim: str) -> None:
-    """CNIError where the claim belongs to another VM. One without an owner was made by hand, for any."""
+    """CNIError where the claim belongs to another VM. One without an owner is for any."""
     references: list[Document] = document["metadata"].get("ownerReferences") or []
     owners = [each for each in references if str(each.get("apiVersion", "")).startswith("kubevirt.io/")]
     vm = subject.vm

@@ -207,7 +207,7 @@ def test_what_a_claim_cannot_have_is_refused_and_said_in_it(
     assert text.endswith(f"in {pod}")
     assert db.condition() == ("False", "IPAddressConflict")
     assert text in db.status()["conditions"][0]["message"]
-    # Its remedy: the claim without a wish.
+    # Its remedy: a claim that asks for nothing.
     control_plane.api.patch(f"{db.path}/status", {"status": {"ips": []}})
     (given,) = one.add(second.pod)
     assert (db.status()["ips"], db.condition()) == ([given], ("True", "SuccessfulAllocation"))

@@ -209,7 +209,7 @@ def test_a_claim_that_is_not_there_is_waited_for(
         assert (error.code, f"{NAMED}: IPAMClaim default/{CLAIM} is not there" in error.msg) == (11, True)
 
 
-def test_a_claim_without_an_owner_was_made_by_hand(
+def test_a_claim_without_an_owner_is_for_any_vm(
     node: ClusterNode, launchers: Launchers, made: Claims
 ) -> None:
     made.create(metadata={"ownerReferences": []})

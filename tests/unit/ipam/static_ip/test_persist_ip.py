@@ -1,4 +1,4 @@
-"""`args.cni.persistIP`: what a pod says about keeping its addresses, and whom it is for to decide."""
+"""`args.cni.persistIP`: what a pod says about keeping its addresses, and when it counts."""
 
 from __future__ import annotations
 
