@@ -25,11 +25,12 @@ class TableName(NamedTuple):
 
 
 class PlannedRule(NamedTuple):
-    """What matches, and what becomes of it."""
+    """What matches, and what becomes of it; one that nearly every packet meets is better not `counted`."""
 
     match: str
     verdict: str
     comment: str
+    counted: bool = True
 
 
 class PlannedChain(NamedTuple):
@@ -102,7 +103,8 @@ def _render_chain(chain: PlannedChain) -> str:
 
 
 def _render_rule(rule: PlannedRule) -> str:
-    return f'{rule.match} counter {rule.verdict} comment "{rule.comment}"'.lstrip()
+    verdict = f"counter {rule.verdict}" if rule.counted else rule.verdict
+    return f'{rule.match} {verdict} comment "{rule.comment}"'.lstrip()
 
 
 def _block(head: str, lines: Sequence[str]) -> str:

@@ -77,7 +77,18 @@ def _guard(names: PodLinkNames, family: Family) -> PlannedChain:
     else:
         loopback = "::1"
         own = PlannedRule(f"{bridge} ip6 saddr {{ ::, fe80::/10 }}", "return", "the guest on its own link")
+    # First what no rule below can drop, which is nearly every packet. The pod's interface is there already,
+    # and its number is compared more quickly than a name; if another link gets its name, the rest is asked.
     rules = (
+        PlannedRule(
+            f'iif "{names.pod}" {f} daddr != {guest}', "accept", "by the pod's own address", counted=False
+        ),
+        PlannedRule(
+            f"{bridge} {f} saddr {guest} {f} daddr != {loopback}",
+            "accept",
+            "the guest as itself",
+            counted=False,
+        ),
         PlannedRule(f"{bridge} {f} daddr {loopback}", "drop", "the guest to the loopback of the pod"),
         own,
         PlannedRule(f"{bridge} {f} saddr != {guest}", "drop", "the guest with a source that is not its own"),

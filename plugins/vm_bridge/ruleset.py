@@ -66,6 +66,7 @@ def plan(names: PodLinkNames, served: Settings | None) -> Ruleset:
 def _forward(names: PodLinkNames, served: Settings | None) -> Iterable[PlannedRule]:
     if served is None or (served.v4 is None and served.v6 is None):
         return
+    yield from _never_dropped()
     # Priority tags (VLAN 0) are no VLAN: receivers ignore them, of either kind and however many. Of what is
     # behind the first one the rules below would see no more than that it is tagged.
     yield PlannedRule("vlan id 1-4095", "accept", "VLANs are between the guest and its LAN")
@@ -77,6 +78,17 @@ def _forward(names: PodLinkNames, served: Settings | None) -> Iterable[PlannedRu
         yield from _forward_ipv4(guest, lan, _answered4(served))
     if served.v6 is not None:
         yield from _forward_ipv6(guest, lan, _answered6(served))
+
+
+def _never_dropped() -> Iterable[PlannedRule]:
+    """First what no rule below can drop, which is nearly every frame; in VLANs the same is passed on."""
+    for match, comment in (
+        ("meta protocol ip meta l4proto 6", "TCP"),
+        (f"{_UDP4} udp dport != 67-68", "UDP but DHCP"),
+        ("meta protocol ip6 meta l4proto 6 @th,0,8 0-255", "TCP over IPv6"),
+        (f"{_UDP6} udp dport != 546-547", "UDP over IPv6 but DHCPv6"),
+    ):
+        yield PlannedRule(match, "accept", comment, counted=False)
 
 
 def _forward_ipv4(guest: str, lan: str, answered: Iterable[IPv4Address]) -> Iterable[PlannedRule]:

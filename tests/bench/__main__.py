@@ -19,12 +19,17 @@ from typing import IO, Final
 
 from tests.bench import chart, cluster, programs, report
 from tests.bench.cases import CASES, FULL, QUICK
+from tests.bench.datapath import cases as paths
+from tests.bench.datapath import table
+from tests.bench.datapath.table import PathRow
 from tests.bench.nodes import Nodes, run
 from tests.bench.report import Row
 from tests.bench.systems import CHECKOUT, SCRATCH, Failed
 
 _TOOLS: Final = CHECKOUT / ".tools"
 _PREFIX: Final = "bench."
+# The case whose rows are of another kind, and fill tables of their own: processor time of packets.
+_DATAPATH: Final = "datapath"
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,6 +38,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.paths: list[PathRow] = []
         self.failed: list[str] = []
         self.interrupted = False
 
@@ -43,13 +49,17 @@ class _Run:
         self.interrupted = True
         raise KeyboardInterrupt
 
-    def measure(self, cases: Mapping[str, Callable[[], Iterable[Row]]]) -> None:
+    def measure(self, cases: Mapping[str, Callable[[], Iterable[Row | PathRow]]]) -> None:
         for name, case in cases.items():
             begun = time.monotonic()
             try:
                 for row in case():
-                    self.rows.append(row)
-                    _say(report.line(row))
+                    if isinstance(row, PathRow):
+                        self.paths.append(row)
+                        _say(table.line(row))
+                    else:
+                        self.rows.append(row)
+                        _say(report.line(row))
             except (Failed, RuntimeError, OSError) as error:
                 if self.interrupted:
                     return  # what it met on its way out is no news
@@ -77,7 +87,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--only",
         action="append",
         default=[],
-        choices=[*CASES, *cluster.NAMES],
+        choices=[*CASES, _DATAPATH, *cluster.NAMES],
         help="this case, and others so named",
     )
     parser.add_argument(
@@ -98,7 +108,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--report",
         type=Path,
         metavar="FILE",
-        help="all cases: the tables between the marks of this document",
+        help=f"all cases, or {_DATAPATH} alone: the tables between the marks of this document",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_const", dest="form", const=report.as_markdown)
@@ -106,6 +116,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error("--rounds: at least 1")
+    if arguments.quick and arguments.report:
+        parser.error("--report: --quick measures nothing that is worth to be kept")
+    if _DATAPATH in arguments.only:
+        if arguments.only != [_DATAPATH] or arguments.cluster or arguments.against or arguments.chart:
+            parser.error(f"--only {_DATAPATH}: its rows are of another kind, measure it alone")
+        return arguments
     cases = cluster.NAMES if arguments.cluster else CASES
     if others := [each for each in arguments.only if each not in cases]:
         parser.error(f"--only {others[0]}: {'not with' if arguments.cluster else 'needs'} --cluster")
@@ -115,8 +131,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--report needs all cases: leave --only away")
     if arguments.only and arguments.chart and not {"ports", "leases"} <= set(arguments.only):
         parser.error("--chart needs at least --only=ports --only=leases")
-    if arguments.quick and arguments.report:
-        parser.error("--report: --quick measures nothing that is worth to be kept")
     if arguments.agents_only and (arguments.chart or not arguments.against):
         parser.error("--agents-only needs --against, and draws no --chart: it leaves the reference out")
     if arguments.against:
@@ -130,7 +144,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _cases(
     chosen: argparse.Namespace, folder: Path, undo: ExitStack
-) -> dict[str, Callable[[], Iterable[Row]]]:
+) -> dict[str, Callable[[], Iterable[Row | PathRow]]]:
     """Those that are chosen; what they make is below `folder` and ends with `undo`."""
     other = programs.make(chosen.against, folder / "other") if chosen.against else None
     ours = programs.make(CHECKOUT, folder / "ours")
@@ -148,6 +162,10 @@ def _cases(
     sizes = QUICK if chosen.quick else FULL
     sizes = sizes._replace(rounds=chosen.rounds or sizes.rounds)
     nodes = Nodes(folder, ours, other, agents_only=chosen.agents_only)
+    if chosen.only == [_DATAPATH]:
+        path_sizes = paths.QUICK if chosen.quick else paths.FULL
+        path_sizes = path_sizes.measured(chosen.rounds or path_sizes.slices.rounds)
+        return {_DATAPATH: partial(paths.rows, nodes, path_sizes, folder)}
     return {name: partial(CASES[name], nodes, sizes) for name in chosen.only or CASES}
 
 
@@ -200,6 +218,8 @@ def main() -> int:
         lock.close()
     if measured.rows:
         (chosen.form or report.as_table)(measured.rows)
+    if measured.paths:
+        (table.as_json if chosen.form is report.as_json else table.as_markdown)(measured.paths)
     if measured.interrupted or measured.failed:
         why = "interrupted" if measured.interrupted else f"failed: {', '.join(measured.failed)}"
         _say(f"bench: {why}")
@@ -208,7 +228,10 @@ def main() -> int:
         chosen.chart.write_text(chart.draw(measured.rows))
     if chosen.report:
         command = "scripts/bench --cluster" if chosen.cluster else "scripts/bench"
-        chosen.report.write_text(report.replaced(chosen.report.read_text(), measured.rows, command))
+        text = report.markdown(measured.rows)
+        if measured.paths:
+            command, text = f"scripts/bench --only {_DATAPATH}", table.markdown(measured.paths)
+        chosen.report.write_text(report.replaced(chosen.report.read_text(), text, command))
     return 0
 
 

@@ -157,10 +157,10 @@ class Nodes:
         run("ip", "-n", node, "link", "set", "lo", "up")
 
 
-def keep(system: System, pod: str, kind: str) -> None:
-    """An attachment that stays as long as the node, of a pod that is made for it."""
+def keep(system: System, pod: str, kind: str) -> dict[str, Any]:
+    """An attachment that stays as long as the node, of a pod that is made for it; its result."""
     run("ip", "netns", "add", pod)
-    call(system, "ADD", kind, container_id(pod), pod=pod)
+    return call(system, "ADD", kind, container_id(pod), pod=pod)[1]
 
 
 def _remove(node: str, folder: Path) -> None:

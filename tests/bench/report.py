@@ -233,36 +233,33 @@ def markdown(rows: list[Row]) -> str:
         *("| " + " | ".join(row.cells()[heading] for heading in shown) + " |" for row in rows),
     ]
     below = filter(None, (_circumstances(rows), summary(rows), against(rows)))
-    return "\n".join([*lines, *(part for text in below for part in ("", _wrapped(text))), ""])
+    return "\n".join([*lines, *(part for text in below for part in ("", wrapped(text))), ""])
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """Prose as wide as a document's."""
     return textwrap.fill(text, _COLUMNS_OF_PROSE, break_long_words=False, break_on_hyphens=False)
 
 
 def as_json(rows: list[Row]) -> None:
-    print(
-        json.dumps(
-            [
-                {
-                    **row._asdict(),
-                    "ratio": row.ratio(REFERENCE) or row.ratio(WHEREABOUTS),
-                    "own": row.ratio(ITSELF),
-                    "other": row.ratio(OTHER),
-                    "goals": [{**goal._asdict(), "met": goal.met} for goal in row.goals()],
-                }
-                for row in rows
-            ],
-            indent=1,
-        )
-    )
+    documents = [
+        {
+            **row._asdict(),
+            "ratio": row.ratio(REFERENCE) or row.ratio(WHEREABOUTS),
+            "own": row.ratio(ITSELF),
+            "other": row.ratio(OTHER),
+            "goals": [{**goal._asdict(), "met": goal.met} for goal in row.goals()],
+        }
+        for row in rows
+    ]
+    print(json.dumps(documents, indent=1))
 
 
-def replaced(document: str, rows: list[Row], command: str) -> str:
+def replaced(document: str, tables: str, command: str) -> str:
     """The document with these tables between the marks of a command. ValueError: it has none."""
     first, last = (_MARK.format(command=command, place=place) for place in ("begin", "end"))
     before, begin, rest = document.partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end:
         raise ValueError(f"no lines {first} and {last}")
-    return f"{before}{begin}\n{markdown(rows)}{end}{after}"
+    return f"{before}{begin}\n{tables}{end}{after}"

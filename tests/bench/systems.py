@@ -44,7 +44,7 @@ class System(NamedTuple):
     agent: str
 
     def config(self, kind: str) -> dict[str, Any]:
-        """The network configuration of a kind: l2, macspoofchk, l3, ipmasq, ipam.
+        """The network configuration of a kind: l2, macspoofchk, guards (all of them), l3, ipmasq, ipam.
 
         Behind ipmasq stands the name of one of the reference's backends; ipam is the address manager alone.
         """
@@ -55,6 +55,8 @@ class System(NamedTuple):
                 return base
             case ["macspoofchk"]:
                 return {**base, "macspoofchk": True}
+            case ["guards"]:
+                return {**base, "macspoofchk": True, "ipspoofchk": True, "ipam": ipam}
             case ["l3"]:
                 return {**base, "isGateway": True, "ipam": ipam}
             case ["ipmasq", backend]:

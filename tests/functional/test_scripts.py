@@ -173,6 +173,27 @@ def test_the_bench_measures_all_systems_and_draws_its_chart(tmp_path: Path) -> N
     assert traces() == before
 
 
+def test_the_bench_measures_the_data_path_beside_its_peers() -> None:
+    before = traces()
+    rows = json.loads(run_script("bench", "--quick", "--json", "--only=datapath"))
+    beside = {
+        row["table"]: {
+            goal["peer"] for each in rows if each["table"] == row["table"] for goal in each["goals"]
+        }
+        for row in rows
+    }
+    assert beside["behind masquerade"] >= {"KubeVirt", "forwarding", "veth"}
+    assert beside["behind vm-bridge"] >= {"KubeVirt", "bridge", "veth"}
+    assert beside["from port to port"] == {"reference", "no table"}
+    operations = {row["operation"] for row in rows if row["table"] == "behind masquerade"}
+    assert {f"{each} to the guest" for each in ("udp", "tcp-stream", "connection")} <= operations
+    assert {"udp from the guest, IPv6", "udp from the guest, real tap"} <= operations
+    assert all(min(samples) > 0 for row in rows for samples in row["samples"].values())
+    # A pod between two namespaces takes the processor longer than none does.
+    assert all(goal["found"] > 1 for row in rows for goal in row["goals"] if goal["peer"] == "veth")
+    assert traces() == before
+
+
 def test_the_bench_measures_another_checkout_in_the_same_rounds() -> None:
     before = traces()
     cases = [f"--only={name}" for name in ("version", "l2", "leases")]

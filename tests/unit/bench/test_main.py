@@ -49,6 +49,9 @@ def test_the_report_has_no_columns_for_another_checkout(capsys: pytest.CaptureFi
     [
         (["--rounds", "0"], "--rounds: at least 1"),
         (["--only", "l2", "--report", "x"], "--report needs all cases"),
+        (["--only", "l2", "--only", "datapath"], "--only datapath: its rows are of another kind"),
+        (["--only", "datapath", "--against", "."], "measure it alone"),
+        (["--only", "datapath", "--cluster"], "measure it alone"),
         (["--only", "l2", "--chart", "x"], "--chart needs at least --only=ports --only=leases"),
         (["--quick", "--report", "x"], "--quick measures nothing"),
         (["--against"], "expected one argument"),

@@ -77,8 +77,8 @@ def test_tables_stand_between_the_marks_of_their_command() -> None:
     marks = ["<!-- scripts/bench --cluster: begin -->", "<!-- scripts/bench --cluster: end -->"]
     document = "\n".join(["a", "<!-- scripts/bench: begin -->", "b", "<!-- scripts/bench: end -->", *marks])
     rows = [Row("pod ADD", "", {"agent": [5.0]})]
-    made = report.replaced(document, rows, "scripts/bench --cluster")
+    made = report.replaced(document, report.markdown(rows), "scripts/bench --cluster")
     assert made.startswith("a\n<!-- scripts/bench: begin -->\nb\n")
     assert f"{marks[0]}\n{report.markdown(rows)}{marks[1]}" in made
     with pytest.raises(ValueError, match="no lines <!-- x: begin -->"):
-        report.replaced(document, rows, "x")
+        report.replaced(document, report.markdown(rows), "x")

@@ -347,7 +347,7 @@ HARM: dict[str, tuple[Callable[[Stack, World], None], str]] = {
     ),
     "guard": (
         _harm_chain("ip", "guard"),
-        'table ip cnv_masquerade, chain guard: the rule "the guest to the',
+        'table ip cnv_masquerade, chain guard: the rule "by the pod',
     ),
     "IPv6": (
         _harm_chain("ip6", "postrouting"),

@@ -1,0 +1,1 @@
+"""The data path's bench: samples, ratios and tables."""
