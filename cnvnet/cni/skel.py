@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Seconds from a call's arrival in which it may ask other machines. An ADD is answered within 10: there has
 # to be time for taking back what it has done. A DEL, which succeeds without an answer, within 3.
-REQUEST_SECONDS: Final[dict[str, float]] = {"ADD": 7.0, "DEL": 2.0}
+REQUEST_SECONDS: Final[dict[str, float]] = {"ADD": 7.0, "DEL": 1.5}
 
 
 class Plugin(Protocol):

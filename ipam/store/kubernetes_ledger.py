@@ -29,7 +29,7 @@ from cnvnet.kube.api import deadline
 # Conflicts over addresses before one block is listed: until then a guess costs less.
 _GUESSES: Final = 4
 # Seconds that a DEL waits for the API.
-RELEASE_SECONDS: Final = 2.0
+RELEASE_SECONDS: Final = 1.5
 
 
 class KubernetesLedger:

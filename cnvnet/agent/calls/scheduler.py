@@ -19,7 +19,7 @@ MAX_RUNNING: Final = 64
 MAX_OF_NETWORK: Final = 6
 # As long as fewer calls run than this, a network may use more slots than its quota.
 MAX_SHARED: Final = 24
-# Slots for DELs, besides those for all calls: a DEL waits for the API no longer than 2 s.
+# Slots for DELs, besides those for all calls: a DEL waits for the API no longer than 1.5 s.
 MAX_DELETES: Final = 8
 # The queue's limits: calls, and bytes of their configurations. A call beyond them is answered "try
 # again later". Each of them has five open descriptors.

@@ -30,23 +30,6 @@ def test_it_looks_again_and_again_until_it_is_stopped() -> None:
     assert len(looks) >= 3
 
 
-def test_it_looks_again_sooner_when_something_was_left() -> None:
-    looks: list[float] = []
-
-    def drain() -> Drained | None:
-        looks.append(time.monotonic())
-        return Drained((), ("VM a/b: refused",) if len(looks) < 3 else ())
-
-    queue = LeaseQueue(drain, period=600, retry=0.01)
-    queue.start()
-    end = time.monotonic() + 10
-    while len(looks) < 3 and time.monotonic() < end:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    queue.stop()
-    assert len(looks) == 3
-
-
 def test_it_survives_what_it_does_not_expect(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "cnvnet")
 

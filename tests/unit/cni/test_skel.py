@@ -361,7 +361,7 @@ def test_it_neither_reads_nor_changes_the_process(monkeypatch: pytest.MonkeyPatc
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(("command", "seconds"), [("ADD", 7), ("DEL", 2), ("CHECK", None)])
+@pytest.mark.parametrize(("command", "seconds"), [("ADD", 7), ("DEL", 1.5), ("CHECK", None)])
 def test_a_call_asks_other_machines_for_as_long_as_it_may_from_its_arrival_on(
     command: str, seconds: float | None
 ) -> None:

@@ -184,7 +184,7 @@ def test_a_delete_waits_for_an_api_that_says_nothing_as_long_as_it_may(
     skip: int,
 ) -> None:
     """Whichever of its requests is the first without an answer, and however many there are."""
-    assert skel.REQUEST_SECONDS["DEL"] == 2
+    assert skel.REQUEST_SECONDS["DEL"] == 1.5
     monkeypatch.setitem(skel.REQUEST_SECONDS, "DEL", 0.3)
     node = ClusterNode(tmp_path, directory)
     pod = attach(node, launchers)
