@@ -98,7 +98,7 @@ class Cleaner:
             return
         document: Document = _identity(VM_LEASES, namespace, lease.name, lease.uid)
         if step.action == steps.END_HOLDER:
-            changes: Document = {"holders": {step.holder: None}}
+            changes: Document = {"holders": {step.holder: None}, "roles": {step.holder: None}}
             if len(lease.holder_keys) == 1:
                 changes["left"] = int(self._clock())
             document = self._patch(VM_LEASES, lease.name, lease.version, {"status": changes}, namespace)

@@ -199,7 +199,7 @@ def lease_patch(
 
 def release_patch(holder: str, *, uid: str, now: int) -> Document:
     """The merge patch that ends one holder, whatever else has become of the VMLease with this UID."""
-    patch: Document = {"status": {"holders": {holder: None}, "left": now}}
+    patch: Document = {"status": {"holders": {holder: None}, "roles": {holder: None}, "left": now}}
     return {"metadata": {"uid": uid}, **patch} if uid else patch
 
 
@@ -426,10 +426,8 @@ def _read_holders(
         )
         keys[_interface(holder)] = key
         holders.append(holder)
-    if any(role == ACTIVE and key not in written for key, role in roles.items()):
-        # It was ended without a look at the others.
-        return keys, promoted(holders)
-    return keys, tuple(sorted(holders, key=_interface))
+    # The one that was active may have been ended without a look at the others.
+    return keys, promoted(holders)
 
 
 def _read_cooldown(key: LeaseKey, fields: Fields) -> Cooldown:

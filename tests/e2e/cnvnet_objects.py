@@ -152,6 +152,7 @@ def holder(node: str, role: str = "active", container: str = "0123456789abc") ->
 
 def lease(namespace: str, vm: str, *ips: str, **holders: Document) -> Document:
     """A VMLease of `vm`; the keys of holders have an underscore where theirs have a dot."""
+    held = {key.replace("_", "."): each for key, each in holders.items()}
     digits = hashlib.sha256("\0".join(("vms", namespace, vm, "eth0")).encode()).hexdigest()[:16]
     return {
         "apiVersion": "cnvnet.io/v1alpha1",
@@ -177,7 +178,11 @@ def lease(namespace: str, vm: str, *ips: str, **holders: Document) -> Document:
             "pending": [],
             "cooling": [],
         },
-        "status": {"holders": {key.replace("_", "."): each for key, each in holders.items()}, "active": ""},
+        "status": {
+            "holders": held,
+            "roles": {key: each["role"] for key, each in held.items()},
+            "active": "",
+        },
     }
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from cnvnet.ipam.store import objects
 from tests.e2e.cnvnet_objects import (
     LEASES,
     NETWORKS,
     RESERVATIONS,
+    agent,
     holder,
     invalid,
     lease,
@@ -162,12 +164,21 @@ def test_operators_read_tables(control_plane: ControlPlane, tenant: str) -> None
     control_plane.api.create(
         LEASES.format(tenant), lease(tenant, "web", "10.0.0.5", "fd00::5", a_eth0=holder("node-1"))
     )
-    control_plane.api.create(LEASES.format(tenant), lease(tenant, "idle", "10.0.0.6"))
+    stopped = lease(tenant, "idle", "10.0.0.6", a_eth0=holder("node-1"))
+    path = f"{LEASES.format(tenant)}/{stopped['metadata']['name']}"
+    control_plane.api.create(LEASES.format(tenant), stopped)
+    agent(control_plane, "node-1").patch(path, objects.release_patch("a.eth0", uid="", now=1))
+    moving = lease(tenant, "move", "10.0.0.7", a_eth0=holder("node-1"), b_eth0=holder("node-2", "target"))
+    control_plane.api.create(LEASES.format(tenant), moving)
     shown = control_plane.kubectl("get", "vml", "-n", tenant).stdout
-    header, idle, web = (line.split() for line in shown.splitlines())
-    assert header == ["NAME", "VM", "INTERFACE", "NETWORK", "IPS", "MAC", "NODE", "AGE"]
-    assert idle[1:6] == ["idle", "eth0", "vms", '["10.0.0.6"]', "0a:58:0a:00:00:05"]
-    assert web[1:7] == ["web", "eth0", "vms", '["10.0.0.5","fd00::5"]', "0a:58:0a:00:00:05", "node-1"]
+    header, idle, _, web = (line.split() for line in shown.splitlines())
+    assert header == ["NAME", "VM", "INTERFACE", "NETWORK", "IPS", "MAC", "NODE", "ROLE", "AGE"]
+    # A VM that is stopped has neither node nor role.
+    assert idle[1:-1] == ["idle", "eth0", "vms", '["10.0.0.6"]', "0a:58:0a:00:00:05"]
+    both = '["10.0.0.5","fd00::5"]'
+    assert web[1:-1] == ["web", "eth0", "vms", both, "0a:58:0a:00:00:05", "node-1", "active"]
+    wide = control_plane.kubectl("get", "vml", "-n", tenant, moving["metadata"]["name"], "-o", "wide").stdout
+    assert '{"a.eth0":"active","b.eth0":"target"}' in wide
     document = reservation("objects", "10.0.0.77", "node-1")
     document["metadata"]["labels"] = {"cnvnet.io/namespace": tenant, "table": "shown"}
     made = control_plane.api.create(RESERVATIONS, document)

@@ -170,7 +170,10 @@ def test_the_last_holder_ends_by_a_patch_that_needs_no_look() -> None:
 
 def test_an_heir_is_active_when_the_active_holder_has_ended_without_a_look() -> None:
     document = objects.lease_document(LEASE._replace(holders=(SECOND, HOLDER)))
-    after = objects.read_lease(merged(document, objects.release_patch("c1.eth0", uid="", now=77))).lease
+    ended = merged(document, objects.release_patch("c1.eth0", uid="", now=77))
+    # A table of leases shows no part of a pod that has left.
+    assert ended["status"]["roles"] == {"c0.eth0": SECOND.role}
+    after = objects.read_lease(ended).lease
     assert after is not None
     assert after.holders == (SECOND._replace(role=ACTIVE),)
     assert after.since == LEASE.since
