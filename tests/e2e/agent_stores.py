@@ -68,13 +68,16 @@ def reserved(control_plane: ControlPlane, network: str) -> dict[str, str]:
 
 def remove_leases(control_plane: ControlPlane) -> None:
     """Removes what there is of leases and reservations in the whole cluster, as no user can."""
-    for each in control_plane.api.get(ALL_LEASES)["items"]:
-        leases = LEASES.format(each["metadata"]["namespace"])
-        path = f"{leases}/{each['metadata']['name']}"
+    api = control_plane.api
+    found = [each["metadata"] for each in api.get(ALL_LEASES)["items"]]
+    for namespace in {each["namespace"] for each in found}:
+        api.delete(LEASES.format(namespace))
+    for each in found:
         try:
-            control_plane.api.patch(path, {"metadata": {"finalizers": None}})
-            control_plane.api.delete(path)
+            api.patch(
+                f"{LEASES.format(each['namespace'])}/{each['name']}", {"metadata": {"finalizers": None}}
+            )
         except ApiError as e:
-            if e.code != 404:  # gone meanwhile, with the namespace of an earlier test
+            if e.code != 404:  # nothing has kept it
                 raise
-    control_plane.api.delete(RESERVATIONS)
+    api.delete(RESERVATIONS)

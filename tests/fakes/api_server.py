@@ -197,6 +197,11 @@ class ApiServer:
         with self._lock:
             self._faults.clear()
 
+    def documents(self, resource: Resource) -> list[Document]:
+        """All objects of a kind."""
+        with self.objects.changed:
+            return list(self.objects.matching(resource, "", lambda _: True))
+
     def count(self, verb: str = "", plural: str = "") -> int:
         """How often it was asked; "" stands for all."""
         with self._lock:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cnvnet.ipam.store import objects
 from cnvnet.ipam.store.holds import Holds
@@ -156,17 +156,24 @@ def open_kubernetes(folder: Path) -> FolderStore:
     return FolderStore(_Shared.server.client(), Holds(str(folder)), NODE, new_networks=OPEN)
 
 
-def disagreements(server: ApiServer | None = None) -> list[str]:
+class Cluster(Protocol):
+    """An API server whose objects can be looked at."""
+
+    def documents(self, resource: Resource) -> list[Document]:
+        """All objects of a kind."""
+        ...
+
+
+def disagreements(cluster: Cluster | None = None) -> list[str]:
     """What VMLeases and IPReservations say against each other, when no call is under way.
 
     Every address that a lease lists is reserved for it, unless it is still to be confirmed, and every
-    reservation of a lease is of an address that it lists or keeps while it cools down.
+    reservation of a lease is of an address that it lists or keeps while it cools down. Without a cluster, of
+    the one in which `open_kubernetes` has opened stores.
     """
-    server = server or _Shared.server
-    assert server is not None
-    with server.objects.changed:
-        documents = list(server.objects.matching(VM_LEASES, "", lambda _: True))
-        reserved = list(server.objects.matching(IP_RESERVATIONS, "", lambda _: True))
+    cluster = cluster or _Shared.server
+    assert cluster is not None
+    documents, reserved = cluster.documents(VM_LEASES), cluster.documents(IP_RESERVATIONS)
     leases = {each["metadata"]["uid"]: objects.read_lease(each) for each in documents}
     owners: dict[tuple[str, str], str] = {}
     wrong: list[str] = []

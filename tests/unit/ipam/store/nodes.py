@@ -11,7 +11,7 @@ from cnvnet.ipam.store.holds import Holds
 from cnvnet.ipam.store.kubernetes import KubernetesStore
 from cnvnet.kube.resources import IP_RESERVATIONS, VM_LEASES
 from tests.fakes.api_server import ApiServer
-from tests.fakes.kubernetes_store import DirectApi, MortalApi
+from tests.fakes.kubernetes_store import Cluster, DirectApi, MortalApi
 from tests.unit.ipam.store.conformance import Desk
 
 
@@ -46,6 +46,10 @@ class Node(Desk):
         other.store = KubernetesStore(api, self.holds, self.name, **self.options)
         return other
 
+    def neighbour(self, name: str) -> Node:
+        """Another node of the cluster."""
+        return Node(self.server, Path(self.holds.statedir).parent, name, direct=True)
+
     def restart(self) -> Node:
         """The same node with another process; its clock and its holds are the same."""
         other = Node.__new__(Node)
@@ -62,10 +66,9 @@ def asked(server: ApiServer) -> list[str]:
     return [each for each in found if not each.endswith("ipnetworks")]
 
 
-def reserved(server: ApiServer) -> list[objects.StoredReservation]:
-    found = server.objects.matching(IP_RESERVATIONS, "", lambda _: True)
-    return [objects.read_reservation(each) for each in found]
+def reserved(cluster: Cluster) -> list[objects.StoredReservation]:
+    return [objects.read_reservation(each) for each in cluster.documents(IP_RESERVATIONS)]
 
 
-def leases(server: ApiServer) -> list[objects.StoredLease]:
-    return [objects.read_lease(each) for each in server.objects.matching(VM_LEASES, "", lambda _: True)]
+def leases(cluster: Cluster) -> list[objects.StoredLease]:
+    return [objects.read_lease(each) for each in cluster.documents(VM_LEASES)]
