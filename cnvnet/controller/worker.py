@@ -153,7 +153,7 @@ class CleanupWorker:
         if change == "CHANGED" and "deletionTimestamp" in metadata:
             if FINALIZER in (metadata.get("finalizers") or ()):
                 self._want(key)
-        elif change == "LEFT":
+        elif change == "GONE":
             with self._changed:
                 self._deleted.pop(key, None)
 

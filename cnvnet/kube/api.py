@@ -156,8 +156,8 @@ class Api(Protocol):
         fields: str = "",
         metadata_only: bool = False,
         resource_version: str = "",
-        seconds: int = 240,
-        idle: float = 90.0,
+        seconds: int = 40,
+        idle: float = 55.0,
     ) -> WatchStream:
         """The changes since `resource_version`, with bookmarks, until the server ends it after `seconds`.
 

@@ -127,8 +127,8 @@ class Client(Api):
         fields: str = "",
         metadata_only: bool = False,
         resource_version: str = "",
-        seconds: int = 240,
-        idle: float = 90.0,
+        seconds: int = 40,
+        idle: float = 55.0,
     ) -> EventStream:
         """The changes since a version, as they come."""
         query = {**_selectors(labels, fields), "watch": "true", "timeoutSeconds": str(seconds)}

@@ -31,9 +31,9 @@ from cnvnet.kube.tls import UnusableTls
 _IDLE_CONNECTIONS: Final = 8
 # Seconds until a connection on which nothing comes is probed, between probes, and how many get no answer: a
 # server that vanished without a word is noticed after 50 s, also by a watch.
-_PROBE_AFTER: Final = 20
-_PROBE_EVERY: Final = 10
-_PROBES: Final = 3
+PROBE_AFTER: Final = 20
+PROBE_EVERY: Final = 10
+PROBES: Final = 3
 # Bytes that are read at once.
 _CHUNK: Final = 1 << 16
 # Seconds for which a refused connection counts for later requests, too.
@@ -282,9 +282,9 @@ def _socket_options() -> list[tuple[int, int, int]]:
     return [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES),
     ]
 
 

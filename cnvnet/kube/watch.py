@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from cnvnet.kube.api import Api, ApiError, Document, WatchEvent, WatchStream
+from cnvnet.kube.api import Api, ApiError, Document, NotFound, WatchEvent, WatchStream
 from cnvnet.kube.resources import Resource
 
 # Seconds between attempts after an error: doubled each time, up to the longest.
@@ -17,10 +17,10 @@ _LONGEST_PAUSE: Final = 30.0
 # Seconds: the server may end a watch, but one that ends sooner than this was none.
 _SHORTEST_WATCH: Final = 1.0
 
-# CHANGED: the object is there and matches. LEFT: it was deleted, *or it no longer matches* and is still
-# there: only a GET tells. Of an object that LEFT, apiVersion, kind, namespace, name and UID is all that is
-# given: the server sends what it was before.
-Change = Literal["CHANGED", "LEFT"]
+# CHANGED: the object is there and matches. LEFT: it is there and no longer matches; it is given as it is
+# now. GONE: it was deleted; apiVersion, kind, namespace, name and UID is all that is given. The server sends
+# DELETED for both, with what the object was before: where there are selectors, a GET tells which it is.
+Change = Literal["CHANGED", "LEFT", "GONE"]
 Notify = Callable[[Change, Document], None]
 # What keeps the watch from following, "" when it follows again.
 Report = Callable[[str], None]
@@ -36,10 +36,12 @@ class Selection(NamedTuple):
     labels: str = ""
     fields: str = ""
     metadata_only: bool = False
-    # After so long the server ends one watch, and the next goes on from there.
-    seconds: int = 240
-    # After so long with nothing, not even a bookmark, a watch is given up. The server sends one each minute.
-    idle: float = 90.0
+    # After so long, and at random a quarter more, the server ends one watch, and the next goes on from there
+    # by the same connection. Bookmarks come each minute only: without an end before that, a connection that
+    # a machine in between has forgotten would look like one on which nothing happens.
+    seconds: int = 40
+    # After so long with nothing, not even its end, a watch is given up.
+    idle: float = 55.0
 
 
 class _Known(NamedTuple):
@@ -133,7 +135,7 @@ class Watcher:
         )
         items = {_key(each): each for each in listing.items}
         for key in self._known.keys() - items.keys():
-            self._left(key)
+            self._left(key, self._now(key))
         for key, document in items.items():
             if self._known.get(key) != _known(document):
                 self._changed(key, document)
@@ -173,24 +175,38 @@ class Watcher:
         if event.type in ("ADDED", "MODIFIED"):
             self._changed(_key(document), document)
         elif event.type == "DELETED" and _key(document) in self._known:
-            self._left(_key(document))
+            self._left(_key(document), self._now(_key(document)))
         # All events have one, and a bookmark has nothing else.
         self._version = document["metadata"]["resourceVersion"]
 
     def _changed(self, key: tuple[str, str], document: Document) -> None:
         known, new = self._known.get(key), _known(document)
         if known is not None and known.uid != new.uid:
-            self._left(key)  # another object of that name
+            self._left(key, None)  # another object has the name
         self._known[key] = new
         self._notify("CHANGED", document)
 
-    def _left(self, key: tuple[str, str]) -> None:
+    def _now(self, key: tuple[str, str]) -> Document | None:
+        """An object that is no longer selected, None if it was deleted. ApiError: it will be asked again."""
+        if not (self._selection.labels or self._selection.fields):
+            return None
+        namespace, name = key
+        try:
+            return self._api.get(self._selection.resource, name, namespace)
+        except NotFound:
+            return None
+
+    def _left(self, key: tuple[str, str], now: Document | None) -> None:
+        known = self._known.pop(key)
+        if now is not None and now["metadata"]["uid"] == known.uid:
+            self._notify("LEFT", now)
+            return
         namespace, name = key
         metadata = {"namespace": namespace} if namespace else {}
-        metadata |= {"name": name, "uid": self._known.pop(key).uid}
+        metadata |= {"name": name, "uid": known.uid}
         resource = self._selection.resource
         self._notify(
-            "LEFT", {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
+            "GONE", {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
         )
 
     def _say(self, problem: str) -> None:

@@ -74,8 +74,8 @@ class NoApi(Api):
         fields: str = "",
         metadata_only: bool = False,
         resource_version: str = "",
-        seconds: int = 240,
-        idle: float = 90.0,
+        seconds: int = 40,
+        idle: float = 55.0,
     ) -> WatchStream:
         """ApiError."""
         raise ApiError(self.why)

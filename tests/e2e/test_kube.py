@@ -216,7 +216,7 @@ def test_a_server_that_was_killed_and_is_back_with_another_certificate_is_asked_
         client.delete(LEASES, "before", namespace)
         create(client, namespace, "behind")
         eventually(lambda: len(changes) == 3, "the watcher follows again")
-        assert changes[1:] == [("LEFT", "before"), ("CHANGED", "behind")]
+        assert changes[1:] == [("GONE", "before"), ("CHANGED", "behind")]
     # It knows nothing of what was before its own start.
     with pytest.raises(ApiError) as expired:
         next(client.watch(LEASES, namespace, resource_version="1"))
@@ -234,7 +234,7 @@ def refusal(client: Client, namespace: str) -> str:
 def test_a_connection_whose_other_end_vanished_is_noticed_by_a_watch(
     cluster: ControlPlane, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("_PROBE_AFTER", 1), ("_PROBE_EVERY", 1), ("_PROBES", 2)):
+    for name, value in (("PROBE_AFTER", 1), ("PROBE_EVERY", 1), ("PROBES", 2)):
         monkeypatch.setattr(f"cnvnet.kube.transport.{name}", value)
     monkeypatch.setattr(watch, "_FIRST_PAUSE", 0.1)
     client = Access(tmp_path, cluster).client

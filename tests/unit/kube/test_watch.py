@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cnvnet.kube import watch
+from cnvnet.kube import transport, watch
 from cnvnet.kube.api import Document
 from cnvnet.kube.client import Client
 from cnvnet.kube.resources import VM_LEASES
@@ -87,14 +87,15 @@ def test_what_is_there_and_what_happens_is_reported_in_its_order(client: Client,
         create(server, "b")
         change(server, "a")
         delete(server, "a")
-        seen.wait_for(("CHANGED", "b"), ("CHANGED", "a"), ("LEFT", "a"))
+        seen.wait_for(("CHANGED", "b"), ("CHANGED", "a"), ("GONE", "a"))
         assert (seen.reports, seen.watcher.problem) == ([""], "")
     assert (server.count("list"), server.count("watch")) == (1, 1)
 
 
-def test_an_object_that_no_longer_matches_has_left_with_its_identity_only(
+def test_an_object_that_no_longer_matches_has_left_and_is_asked_for(
     client: Client, server: ApiServer
 ) -> None:
+    """The server sends DELETED and what it was before, which may lack its last state."""
     made = create(server, "a", labels={"node": "n1"})
     with following(client, LEASES._replace(labels="node=n1")) as seen:
         seen.wait_for(("CHANGED", "a"))
@@ -102,11 +103,47 @@ def test_an_object_that_no_longer_matches_has_left_with_its_identity_only(
         seen.wait_for(("LEFT", "a"))
         change(server, "a", labels={"node": "n1"})
         seen.wait_for(("CHANGED", "a"))
-    assert seen.documents[1] == {
+        delete(server, "a")
+        seen.wait_for(("GONE", "a"))
+    left, gone = seen.documents[1], seen.documents[3]
+    assert left["metadata"]["labels"] == {"node": "n2"}
+    assert gone == {
         "apiVersion": "cnvnet.io/v1alpha1",
         "kind": "VMLease",
         "metadata": {"namespace": "default", "name": "a", "uid": made["metadata"]["uid"]},
     }
+    assert server.count("get") == 2
+
+
+def test_an_object_of_which_it_cannot_be_asked_what_has_become_of_it_is_asked_for_again(
+    client: Client, server: ApiServer
+) -> None:
+    create(server, "a", labels={"node": "n1"})
+    with following(client, LEASES._replace(labels="node=n1")) as seen:
+        seen.wait_for(("CHANGED", "a"))
+        server.inject(refuse(500, "InternalError", "etcd"), verb="get", times=2)
+        change(server, "a", labels={"node": "n2"})
+        seen.wait_for(("LEFT", "a"))
+        eventually(lambda: seen.watcher.problem == "")
+    assert any("get vmleases default/a: 500" in each for each in seen.reports)
+
+
+def test_what_no_longer_matches_while_the_server_is_away_has_left(client: Client, server: ApiServer) -> None:
+    create(server, "left", labels={"node": "n1"})
+    create(server, "gone", labels={"node": "n1"})
+    create(server, "renewed", labels={"node": "n1"})
+    with following(client, LEASES._replace(labels="node=n1")) as seen:
+        eventually(lambda: len(seen.changes) == 3)
+        seen.changes.clear()
+        with server.objects.changed:
+            server.hang_up()
+            change(server, "left", labels={"node": "n2"})
+            delete(server, "gone")
+            delete(server, "renewed")
+            create(server, "renewed", labels={"node": "n2"})
+            server.objects.forget()
+        eventually(lambda: len(seen.changes) == 3)
+        assert sorted(seen.changes) == [("GONE", "gone"), ("GONE", "renewed"), ("LEFT", "left")]
 
 
 def test_what_happens_while_the_server_is_away_is_reported_without_another_list(
@@ -121,7 +158,7 @@ def test_what_happens_while_the_server_is_away_is_reported_without_another_list(
         create(server, "b")
         delete(server, "a")
         server.start()
-        seen.wait_for(("CHANGED", "b"), ("LEFT", "a"))
+        seen.wait_for(("CHANGED", "b"), ("GONE", "a"))
         assert seen.watcher.problem == ""
     assert server.count("list") == 1
 
@@ -145,10 +182,10 @@ def test_what_the_server_has_forgotten_is_found_by_difference(client: Client, se
             ("CHANGED", "changed"),
             ("CHANGED", "new"),
             ("CHANGED", "replaced"),
-            ("LEFT", "deleted"),
-            ("LEFT", "replaced"),
+            ("GONE", "deleted"),
+            ("GONE", "replaced"),
         ]
-        assert seen.changes.index(("LEFT", "replaced")) < seen.changes.index(("CHANGED", "replaced"))
+        assert seen.changes.index(("GONE", "replaced")) < seen.changes.index(("CHANGED", "replaced"))
         create(server, "later")
         eventually(lambda: seen.changes[5:] == [("CHANGED", "later")])
     assert server.count("list") == 2
@@ -164,6 +201,15 @@ def test_a_connection_on_which_nothing_comes_is_replaced(client: Client, server:
         server.is_silent = False
         seen.wait_for(("CHANGED", "b"))
     assert server.count("list") == 1
+
+
+def test_what_says_nothing_any_more_is_noticed_within_a_minute() -> None:
+    """A connection that was forgotten in between, and a machine that has vanished: by the kernel's probes.
+
+    A watch that is well never reaches the first: the server has ended it by then.
+    """
+    assert LEASES.seconds + LEASES.seconds // 4 + 4 < LEASES.idle < 60
+    assert transport.PROBE_AFTER + transport.PROBES * transport.PROBE_EVERY < 60
 
 
 def test_a_watch_goes_on_from_the_last_bookmark(client: Client, server: ApiServer) -> None:
