@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 
 from cnvnet.cni.errors import CNIError
+from cnvnet.kube.api import Api
 from cnvnet.resident import log
 from cnvnet.vm.directory import Directory, open_directory
 
@@ -26,6 +27,11 @@ class SharedDirectory:
                 if self._directory is None:
                     self._directory = open_directory(self._env)
         return self._directory
+
+    def api(self) -> Api | None:
+        """The API itself. CNIError as above."""
+        directory = self()
+        return directory.api if directory is not None else None
 
     def announce(self) -> None:
         """Logs which API the calls will ask. Imports its client, so that no call does.

@@ -24,6 +24,7 @@ from cnvnet.agent.guests.pod_dns import PodDns
 from cnvnet.agent.guests.reconciler import GuestReconciler
 from cnvnet.agent.guests.serving import ServedGuests
 from cnvnet.agent.kubernetes import SharedDirectory
+from cnvnet.agent.lease_comparison import LeaseComparison, compare_in
 from cnvnet.agent.lease_queue import LeaseQueue
 from cnvnet.agent.listener import Listener
 from cnvnet.agent.metrics import Metrics, Networks
@@ -37,10 +38,13 @@ from cnvnet.cni.errors import NOT_AVAILABLE, CNIError
 from cnvnet.guest.events import Event
 from cnvnet.ipam.static_ip.config import STATEDIR
 from cnvnet.ipam.static_ip.plugin import StaticIP
+from cnvnet.ipam.store.holds import Holds
 from cnvnet.kernel import sysctl
 from cnvnet.kernel.deferred.resident import ResidentKernel
 from cnvnet.kube import credentials
 from cnvnet.plugins.cnv_bridge import observation, reconcile
+from cnvnet.plugins.cnv_bridge.fence import FenceTable
+from cnvnet.plugins.cnv_bridge.state import Context
 from cnvnet.resident import log
 from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
 
@@ -100,7 +104,10 @@ class Agent:
         self._metrics = Metrics(networks)
         self._directory = SharedDirectory({**os.environ, credentials.VARIABLE: options.kubeconfig})
         static_ip = StaticIP(
-            on_refusal=self._metrics.observe_refusal, lookup=self._directory, node_name=options.node_name
+            on_refusal=self._metrics.observe_refusal,
+            lookup=self._directory,
+            node_name=options.node_name,
+            before_cluster_add=lambda network: self._lease_comparison.ensure_compared(network),
         )
         route = handlers.guest_handlers(self._guests, self._loop, self._retire)
         self._kernel = ResidentKernel(log.error)
@@ -118,11 +125,23 @@ class Agent:
             self._calls.take,
             self._calls.resume,
         )
-        tables = reconcile.tables(options.rundir, self._kernel)
+        held = Holds(options.statedir)
+        fence = FenceTable(
+            Context.of(options.rundir, self._kernel), lambda: (each.interface for each in held.fenced())
+        )
         self._guard_reconciler = GuardReconciler(
-            tables, reconcile.PROGRAMS, self._metrics, self._kernel.ports
+            (*reconcile.tables(options.rundir, self._kernel), fence),
+            reconcile.PROGRAMS,
+            self._metrics,
+            self._kernel.ports,
         )
         self._lease_queue = LeaseQueue(partial(static_ip.drain, options.statedir))
+        self._lease_comparison = LeaseComparison(
+            compare_in(partial(static_ip.cluster_with_holds, options.statedir)),
+            held.disputed,
+            fence.reconcile,
+            self._directory.api,
+        )
         self._ready = False
         sources = Sources(
             self._guests,
@@ -131,6 +150,7 @@ class Agent:
             attached=Attached(options.rundir).count,
             usage=lambda: static_ip.usage(options.statedir, int(time.time())),
             drops=partial(observation.drops, self._kernel),
+            disputes=self._lease_comparison.counts,
         )
         self._metrics.registry.register(NodeMetrics(sources, networks))
         self._endpoint = self._open_endpoint()
@@ -145,6 +165,7 @@ class Agent:
         self._dns.start()
         self._guest_reconciler.start()
         self._lease_queue.start()
+        self._lease_comparison.start()
         if self._endpoint is not None:
             self._endpoint.start()
         self._server.start()
@@ -171,6 +192,7 @@ class Agent:
         self._listener.socket.close()
         self._guest_reconciler.stop()
         self._lease_queue.stop()
+        self._lease_comparison.stop()
         self._loop.stop()
         if self._endpoint is not None:
             self._endpoint.stop()

@@ -56,7 +56,10 @@ class LoopCounts(Protocol):
 
 
 class Sources(NamedTuple):
-    """Whatever is asked. `usage` reads the leases of all stores; it raises CNIError or OSError."""
+    """Whatever is asked. `usage` reads the leases of all stores; it raises CNIError or OSError.
+
+    `disputes` counts interfaces by state (fenced, open) and network; it raises CNIError.
+    """
 
     guests: GuestCounts
     loop: LoopCounts
@@ -64,6 +67,7 @@ class Sources(NamedTuple):
     attached: Callable[[], Counter[tuple[str, str]]]
     usage: Callable[[], Iterable[Usage]]
     drops: Callable[[], dict[str, int]]
+    disputes: Callable[[], Counter[tuple[str, str]]]
 
 
 class NodeMetrics(Collector):
@@ -78,7 +82,7 @@ class NodeMetrics(Collector):
         """Read the node: called by the registry for each scrape."""
         yield from self._guests()
         yield from self._calls()
-        for part in (self._attachments, self._addresses, self._drops):
+        for part in (self._attachments, self._addresses, self._drops, self._disputes):
             try:
                 yield part()
             except (CNIError, OSError) as e:
@@ -162,6 +166,15 @@ class NodeMetrics(Collector):
         for reason, packets in sorted(self._sources.drops().items()):
             drops.add_metric([reason], packets)
         return drops
+
+    def _disputes(self) -> Metric:
+        text = (
+            "Interfaces of pods whose addresses are another one's in the Kubernetes API, by state (fenced:"
+            " the port's frames are dropped; open: the pod goes on, for its claim is the older one)."
+        )
+        return self._by_network(
+            "cnvnet_disputed_interfaces", text, ("state", "network"), self._sources.disputes()
+        )
 
     def _by_network(
         self, name: str, text: str, labels: tuple[str, str], counts: Counter[tuple[str, str]]

@@ -125,7 +125,8 @@ def _parts(place: Place, env: Mapping[str, str], answering: AgentStatus) -> list
     except (CNIError, OSError) as e:
         return [agent_part(answering, 0), _unreadable("attachments", e)]
     unserved = sum(each.guest == NO_AGENT for each in taken.attachments)
-    return [agent_part(answering, unserved), *attachment_parts(taken), guards_part(taken), _drops()]
+    parts = [agent_part(answering, unserved), *attachment_parts(taken), *dispute_parts(taken)]
+    return [*parts, guards_part(taken), _drops()]
 
 
 def _document(parts: Sequence[Part]) -> dict[str, Any]:
@@ -168,6 +169,17 @@ def attachment_parts(taken: Survey) -> Iterable[Part]:
     if taken.unreadable:
         facts = {"errors": list(taken.unreadable)}
         yield Part("unreadable", "; ".join(taken.unreadable), UNREADABLE, facts)
+
+
+def dispute_parts(taken: Survey) -> Iterable[Part]:
+    """Which pods have addresses that are another one's in the Kubernetes API; none on most nodes."""
+    if not taken.disputes:
+        return
+    fenced = sum(each.fenced for each in taken.disputes)
+    counts = (f"{fenced} fenced", f"{len(taken.disputes) - fenced} not, as the older claim")
+    text = f"interfaces with another one's addresses: {', '.join(counts)}: cnvctl attachments list"
+    reasons = [each.dispute for each in taken.disputes]
+    yield Part("disputes", text, PROBLEMS, {"fenced": fenced, "reasons": reasons})
 
 
 def guards_part(taken: Survey) -> Part:

@@ -15,6 +15,7 @@ from cnvnet.cni.errors import CNIError
 from cnvnet.cni.fields import Address
 from cnvnet.executables import CNV_BRIDGE
 from cnvnet.ipam.lease import Lease
+from cnvnet.ipam.store.holds import Hold, Holds
 from cnvnet.ipam.store.protocol import Ledger
 from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.stack import Kernel
@@ -103,6 +104,8 @@ class Survey(NamedTuple):
     unreadable: tuple[str, ...]
     # None where no port has guards.
     table: ObservedTable | None
+    # Interfaces whose addresses are another one's in the Kubernetes API.
+    disputes: tuple[Hold, ...] = ()
 
 
 def take(place: Place, kernel: Kernel, agent: AgentStatus, env: Mapping[str, str]) -> Survey:
@@ -117,9 +120,17 @@ def take(place: Place, kernel: Kernel, agent: AgentStatus, env: Mapping[str, str
         leases = _leases(place, records)
     except (CNIError, OSError) as e:
         errors.append(str(e))
-    attachments = tuple(_attachment(chain, leases, seen, guests) for chain in chains(records))
+    disputes: list[Hold] = []
+    try:
+        disputes = Holds(place.statedir).disputed()
+    except CNIError as e:
+        errors.append(e.msg)
+    disputed = {each.interface: each for each in disputes}
+    attachments = tuple(
+        _attachment(chain, leases, seen, guests, disputed.get(chain[0].key[1:])) for chain in chains(records)
+    )
     guarded = any(port.guards for port in seen.ports.values())
-    return Survey(attachments, tuple(errors), seen.table if guarded else None)
+    return Survey(attachments, tuple(errors), seen.table if guarded else None, tuple(disputes))
 
 
 def _leases(place: Place, records: Sequence[Record]) -> dict[tuple[str, ...], Lease]:
@@ -141,6 +152,7 @@ def _attachment(
     leases: Mapping[tuple[str, ...], Lease] | None,
     seen: Observation,
     guests: GuestProbe,
+    dispute: Hold | None,
 ) -> AttachmentView:
     """`leases` is None where they cannot be read: that is no problem of the attachment."""
     lease = leases.get(chain[0].key[1:]) if leases is not None else None
@@ -153,6 +165,8 @@ def _attachment(
         problems += [problem] if problem else []
         if leases is not None and lease is None and any(map(has_lease, chain)):
             problems.append("its lease has gone: others may get the addresses (restart the VM)")
+    if dispute is not None:
+        problems.append(f"fenced: {dispute.dispute}" if dispute.fenced else dispute.dispute)
     guarded = port is None or not port.guards or (seen.table.loaded and not port.unguarded)
     return AttachmentView(chain, lease, port, guarded, guest, tuple(problems))
 

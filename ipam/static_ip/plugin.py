@@ -77,8 +77,12 @@ class StaticIP:
         on_refusal: Callable[[str, CNIError], None] | None = None,
         lookup: Lookup = no_api,
         node_name: str = "",
+        before_cluster_add: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`on_refusal` is called for each ADD that gets no address, with the network and the error.
+
+        `before_cluster_add` is called with the network before an ADD asks the cluster's store for addresses;
+        it may refuse it by a CNIError.
 
         `lookup` leads to the Kubernetes API, which knows the VMs of pods. `node_name` is this node's there,
         for calls whose environment does not say it.
@@ -87,6 +91,7 @@ class StaticIP:
         self._on_refusal = on_refusal
         self._lookup = lookup
         self._node_name = node_name
+        self._before_cluster_add = before_cluster_add
         self._stores: dict[StoreRef, Store] = {}
         self._clusters: dict[StoreRef, KubernetesStore] = {}
         # Folders that are in the list of their node's usual folder.
@@ -146,11 +151,14 @@ class StaticIP:
 
         None where pods of this node hold nothing there, or there is no way to it.
         """
+        store = self.cluster_with_holds(statedir)
+        return store.drain() if store is not None else None
+
+    def cluster_with_holds(self, statedir: str) -> KubernetesStore | None:
+        """The cluster's store, None where pods of this node hold nothing in it or there is no way to it."""
         where = StoreRef(KUBERNETES, statedir)
-        if not where.has_holds:
-            return None
-        store = self._cluster(where)
-        return store.drain() if store.is_connected else None
+        store = self._cluster(where) if where.has_holds else None
+        return store if store is not None and store.is_connected else None
 
     @contextmanager
     def _reporting(self, network: str) -> Generator[None]:
@@ -199,6 +207,8 @@ class StaticIP:
             # Inside, so that a result that cannot be given leaves nothing.
             return allocation, result_of(allocation.lease, config)
 
+        if config.store.kind == KUBERNETES:
+            self._before_cluster_add(request.name)
         claim = config.ipam_claim
         try:
             with _of_network(request.name):

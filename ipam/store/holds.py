@@ -59,6 +59,14 @@ class Hold(NamedTuple):
     # Of COOLING: until when, in seconds since 1970.
     until: int = 0
     since: int = 0
+    # Of HELD: the resourceVersion of the VMLease as the ADD has left it, "" where it is not known.
+    version: str = ""
+    # Of HELD: the lease or reservations that were missing in the API are being made again.
+    is_remade: bool = False
+    # Of HELD: why what it holds counts as another one's in the API, "" where it does not.
+    dispute: str = ""
+    # Of HELD, with a dispute: whether the pod may not use what it holds.
+    fenced: bool = False
 
     @property
     def holder(self) -> Holder | None:
@@ -126,14 +134,25 @@ class Holds:
         holds = [hold for path in paths if (hold := self._read(path)) is not None]
         return [each for each in holds if network in (None, each.network)]
 
+    def disputed(self) -> list[Hold]:
+        """The holds whose addresses count as another one's in the API. CNIError 5."""
+        return [each for each in self.all() if each.dispute and each.state == HELD]
+
+    def fenced(self) -> list[Hold]:
+        """Those whose pods may not use them. CNIError 5."""
+        return [each for each in self.disputed() if each.fenced]
+
     def begin(self, hold: Hold) -> Intent:
         """Write an ADDING hold; it is locked from the moment on at which others can see it. CNIError 5.
 
-        CNIError 11 while another ADD of the interface goes on, or the queue ends what it has held.
+        CNIError 11 while another ADD of the interface goes on, or the queue ends what it has held; of one
+        that `is_remade`, also where a DEL has ended it.
         """
         path = self._path(hold.interface)
         with self._locked():
             former = self._read(path)
+            if hold.is_remade and (former is None or former.state != HELD):
+                raise CNIError(TRY_AGAIN_LATER, f"container {hold.container_id}: was deleted meanwhile")
             if former is not None and self.is_in_use(former):
                 text = f"{hold.ifname} is still being added or released: try again"
                 raise CNIError(TRY_AGAIN_LATER, f"container {hold.container_id}: {text}")
@@ -188,11 +207,13 @@ class Holds:
         with self._locked():
             self._put(self._path(hold.interface), hold)
 
-    def replace(self, former: Hold, hold: Hold) -> None:
-        """Like `write`, unless something else has been written since. CNIError 5."""
+    def replace(self, former: Hold, hold: Hold) -> bool:
+        """Like `write`, unless something else has been written since: False. CNIError 5."""
         with self._locked():
-            if self._read(self._path(former.interface)) == former:
-                self._put(self._path(hold.interface), hold)
+            if self._read(self._path(former.interface)) != former:
+                return False
+            self._put(self._path(hold.interface), hold)
+        return True
 
     def remove(self, hold: Hold) -> None:
         """The interface holds nothing any more, unless something else has been written there. CNIError 5."""
@@ -338,4 +359,8 @@ def _decoded(content: bytes) -> Hold:
         ends=found.flag("ends"),
         until=found.integer("until"),
         since=found.integer("since"),
+        version=found.text("version"),
+        is_remade=found.flag("is_remade"),
+        dispute=found.text("dispute"),
+        fenced=found.flag("fenced"),
     )

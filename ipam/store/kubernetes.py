@@ -18,6 +18,7 @@ from cnvnet.ipam.store import holds
 from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.holds import Hold, Holds
 from cnvnet.ipam.store.kubernetes_commit import Commit
+from cnvnet.ipam.store.kubernetes_comparison import EVERYTHING, Compared, Comparison, Remake
 from cnvnet.ipam.store.kubernetes_facts import Facts, TakenAddresses
 from cnvnet.ipam.store.kubernetes_ledger import KubernetesLedger
 from cnvnet.ipam.store.kubernetes_networks import NAMESPACE, NetworkRegistry
@@ -100,8 +101,11 @@ class KubernetesStore:
 
     def run(self, action: Callable[[Ledger], T], /) -> T:
         """Run the action on what is known until all of that was right, and store its changes. CNIError."""
+        return self._run(action)
+
+    def _run(self, action: Callable[[Ledger], T], *, remade: bool = False) -> T:
         facts = Facts(self._api, self._taken)
-        commit = self._commit(facts)
+        commit = self._commit(facts, remade=remade)
         try:
             with deadline(RUN_SECONDS):
                 return self._attempt(action, facts, commit)
@@ -161,7 +165,7 @@ class KubernetesStore:
         survey = LeaseSurvey(self._api, self._pools)
         return KubernetesLedger(facts, self._holds, exact=exact, over=self._over, survey=survey)
 
-    def _commit(self, facts: Facts) -> Commit:
+    def _commit(self, facts: Facts, *, remade: bool = False) -> Commit:
         return Commit(
             self._api,
             facts,
@@ -170,9 +174,20 @@ class KubernetesStore:
             node=self._node,
             owner=self._owner,
             clock=self._clock,
+            remade=remade,
         )
 
     # -- for the agent, at every connection to the API
+
+    def compare(self, boot_id: str, *, network: str | None = None, scope: str = EVERYTHING) -> Compared:
+        """Make again what pods of this boot have and the API has lost; see `Comparison`. CNIError 5."""
+        comparison = Comparison(
+            self._api, self._holds, Remake(self._remake, self._taken, self.node), boot_id=boot_id
+        )
+        return comparison.run(network=network, scope=scope)
+
+    def _remake(self, action: Callable[[Ledger], None], owner: LeaseOwner | None) -> None:
+        self.for_call(owner, self.node)._run(action, remade=True)
 
     def drain(self) -> Drained:
         """Write to the API what DEL and GC could not, and end what an ADD has left that was killed.

@@ -24,7 +24,7 @@ from cnvnet.ipam.store.kubernetes_intents import Intents
 from cnvnet.ipam.store.kubernetes_ledger import RELEASE_SECONDS, KubernetesLedger
 from cnvnet.ipam.store.kubernetes_networks import NetworkRegistry
 from cnvnet.ipam.store.kubernetes_reservations import Claim, Reservations, TryAgain
-from cnvnet.ipam.store.kubernetes_work import Work, interface, interfaces, makes_way
+from cnvnet.ipam.store.kubernetes_work import Work, interface, interfaces, makes_way, pod_addresses
 from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.objects import StoredLease
 from cnvnet.kube.api import Api, ApiError, Conflict, NotFound, deadline
@@ -57,7 +57,9 @@ class Commit:
         node: str,
         owner: LeaseOwner | None,
         clock: Callable[[], int],
+        remade: bool = False,
     ) -> None:
+        """`remade`: what is written was in the API before, and pods have it."""
         self._api = api
         self._facts = facts
         self._holds = held
@@ -70,7 +72,7 @@ class Commit:
         self._written: dict[LeaseKey, _Written] = {}
         # Reservations of pods that are no VM that the run has made, by key: name and UID.
         self._pods: dict[LeaseKey, dict[str, str]] = {}
-        self._intents = Intents(held, node)
+        self._intents = Intents(held, node, remade=remade)
         # Leases with our holder that others have changed since.
         self._joined: dict[LeaseKey, list[str]] = {}
         # Holds as they were before they were marked as ending, by a call that fails if the API does.
@@ -234,7 +236,7 @@ class Commit:
             object_names.reservation_name(lease.key.network, each): each
             for each in objects.addresses_of(work.before)
         }
-        for address in _pod_addresses(lease):
+        for address in pod_addresses(lease):
             name = object_names.reservation_name(lease.key.network, address)
             if name not in made and name not in had:
                 reservation = self._reservations.reserve(
@@ -431,12 +433,6 @@ def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, ApiError):
         return 400 <= error.status < 500
     return isinstance(error, CNIError)
-
-
-def _pod_addresses(lease: Lease) -> list[str]:
-    """What is reserved for a pod that is no VM: its addresses, and a MAC that does not follow from them."""
-    derived = objects.is_derived(lease)
-    return [each for each in objects.addresses_of(lease) if not (object_names.is_mac(each) and derived)]
 
 
 def _after(work: Work) -> Lease:

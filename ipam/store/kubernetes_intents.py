@@ -14,9 +14,11 @@ from cnvnet.ipam.store.objects import StoredLease
 class Intents:
     """What the attempts of a run have written to hold files."""
 
-    def __init__(self, held: Holds, node: str) -> None:
+    def __init__(self, held: Holds, node: str, *, remade: bool = False) -> None:
+        """`remade`: they have it already, and only the API does not. A kill must not end them then."""
         self._holds = held
         self._node = node
+        self._remade = remade
         self._open: dict[tuple[str, str, str], Intent] = {}
 
     def begin(
@@ -25,14 +27,18 @@ class Intents:
         """Write down what holders are going to have, before the API hears of it. CNIError."""
         used = _keys(stored)
         for holder in holders:
+            former = self._holds.get(lease.key.network, *interface(holder)) if self._remade else None
             hold = Hold(
-                state=holds.ADDING,
+                state=holds.HELD if self._remade else holds.ADDING,
                 container_id=holder.container_id,
                 ifname=holder.ifname,
                 lease=lease,
                 lease_uid=stored.uid if stored is not None else "",
                 holder_key=object_names.holder_key(*interface(holder), used),
                 addresses=tuple(sorted(addresses)),
+                is_remade=self._remade,
+                dispute=former.dispute if former is not None else "",
+                fenced=former.fenced if former is not None else False,
             )
             intent = self._open.get(hold.interface)
             if intent is None:
@@ -73,6 +79,10 @@ class Intents:
                 holder_key=keys.get(interface(holder), intent.hold.holder_key),
                 addresses=left,
                 reservations={**kept, **reservations},
+                version=stored.version if stored is not None else "",
+                is_remade=False,
+                dispute="",
+                fenced=False,
             )
             self._holds.finish(intent, done)
             del self._open[done.interface]

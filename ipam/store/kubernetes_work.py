@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnvnet.ipam.lease import Cooldown, Holder, Lease, LeaseKey
-from cnvnet.ipam.store import objects
+from cnvnet.ipam.store import object_names, objects
 from cnvnet.ipam.store.holds import Hold
 from cnvnet.ipam.store.objects import StoredLease
 
@@ -61,3 +61,9 @@ def makes_way(work: Work, gaining: list[Work]) -> bool:
         if interfaces(before) & interfaces(each.after):
             return True
     return False
+
+
+def pod_addresses(lease: Lease) -> list[str]:
+    """What is reserved for a pod that is no VM: its addresses, and a MAC that does not follow from them."""
+    derived = objects.is_derived(lease)
+    return [each for each in objects.addresses_of(lease) if not (object_names.is_mac(each) and derived)]

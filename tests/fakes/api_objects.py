@@ -50,6 +50,13 @@ class Change(NamedTuple):
     new: Document | None
 
 
+class Backup(NamedTuple):
+    """What a server kept at one moment."""
+
+    version: int
+    objects: dict[Resource, dict[tuple[str, str], Document]]
+
+
 class Objects:
     """Several threads use it; `changed` is notified of every change."""
 
@@ -64,6 +71,17 @@ class Objects:
     @property
     def version(self) -> int:
         return self._version
+
+    def backup(self) -> Backup:
+        with self.changed:
+            return Backup(self._version, copy.deepcopy(self._objects))
+
+    def restore(self, backup: Backup) -> None:
+        """Everything is as it was, the versions too: watches hear of nothing."""
+        with self.changed:
+            self._version, self._objects = backup.version, copy.deepcopy(backup.objects)
+            self._changes.clear()
+            self._pages.clear()
 
     def get(self, resource: Resource, namespace: str, name: str) -> Document:
         with self.changed:

@@ -53,7 +53,10 @@ def broken() -> Iterable[Usage]:
 def sources(**changed: object) -> Sources:
     doubles = Doubles()
     attached = Counter({("cnv-bridge", "vms"): 3, ("cnv-bridge", "other"): 1})
-    made = Sources(doubles, doubles, doubles, lambda: attached, usage, lambda: {"spoofed_mac": 7})
+    disputes = Counter({("fenced", "vms"): 1})
+    made = Sources(
+        doubles, doubles, doubles, lambda: attached, usage, lambda: {"spoofed_mac": 7}, lambda: disputes
+    )
     return made._replace(**changed)  # type: ignore[arg-type]  # whatever a test is about
 
 
@@ -73,6 +76,7 @@ def test_all_of_it() -> None:
         "cnvnet_calls_waiting 4.0",
         'cnvnet_attachments{network="vms",plugin="cnv-bridge"} 3.0',
         'cnvnet_ipam_addresses{network="vms",state="active"} 3.0',
+        'cnvnet_disputed_interfaces{network="vms",state="fenced"} 1.0',
         'cnvnet_ipam_addresses{network="vms",state="free"} 2.0',
         'cnvnet_guard_drops_total{reason="spoofed_mac"} 7.0',
     ):

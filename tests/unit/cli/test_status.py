@@ -15,14 +15,17 @@ from cnvnet.cli.main import command
 from cnvnet.cli.status import (
     agent_part,
     attachment_parts,
+    dispute_parts,
     drops_part,
     guards_part,
     launcher_part,
     versions,
 )
 from cnvnet.cli.survey import AttachmentView, Survey
+from cnvnet.ipam.store.holds import HELD, Hold
 from cnvnet.kernel.nft.tables import Element
 from cnvnet.plugins.cnv_bridge.observation import UP, ObservedPort, ObservedTable
+from tests.unit.ipam.store.conformance import LEASE
 
 ELEMENT = Element("bridge", "cnv_bridge", "macs", ("ifname", "ether_addr"), ("veth0", "02:00:00:00:00:01"))
 GUARDED = ObservedPort("veth0", "02:00:00:00:00:01", UP, "br0", ("macspoofchk",), ())
@@ -74,6 +77,15 @@ def test_attachments_that_are_wrong_are_counted() -> None:
     assert [part[1:3] for part in attachment_parts(Survey((fine,), (), None))] == [("1", 0)]
     (part,) = attachment_parts(Survey((fine, wrong), (), None))
     assert part[1:3] == ("2, 1 not as ADD left them: cnvctl attachments list", 1)
+
+
+def test_disputes_are_shown_where_there_are_some() -> None:
+    assert list(dispute_parts(Survey((), (), None))) == []
+    fenced = Hold(HELD, "c1", "eth0", LEASE, dispute="10.0.0.5 is VM default/db's, too", fenced=True)
+    (part,) = dispute_parts(Survey((), (), None, (fenced, fenced._replace(fenced=False))))
+    text = "interfaces with another one's addresses: 1 fenced, 1 not, as the older claim"
+    assert part[1:3] == (f"{text}: cnvctl attachments list", 1)
+    assert part.facts["reasons"][0] == "10.0.0.5 is VM default/db's, too"
 
 
 def test_records_that_cannot_be_read_are_named() -> None:

@@ -17,6 +17,7 @@ from cnvnet.cli.place import Place
 from cnvnet.cli.survey import Survey
 from cnvnet.cni.conventions import PodRef
 from cnvnet.ipam.lease import Holder, Lease, LeaseKey
+from cnvnet.ipam.store.holds import HELD, Hold, Holds
 from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kernel.links import ChangeLink, DeleteLink
 from cnvnet.kernel.netns import Netns
@@ -183,3 +184,15 @@ def test_without_records_of_cnv_bridge_the_kernel_is_not_asked(tmp_path: Path) -
             raise AssertionError
 
     assert len(survey.take(place, NoKernel(), NO_AGENT, {}).attachments) == 1
+
+
+def test_an_address_that_is_anothers_is_a_problem(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    key = node.record.key
+    lease = Lease(LeaseKey(key.network, "default", "web", key.ifname), (ip_address("10.0.0.5"),))
+    hold = Hold(HELD, key.container_id, key.ifname, lease, dispute="it is VM default/db's, too", fenced=True)
+    Holds(node.place.statedir).write(hold)
+    assert node.problems() == ("fenced: it is VM default/db's, too",)
+    assert node.look().disputes == (hold,)
+    Holds(node.place.statedir).write(hold._replace(fenced=False))
+    assert node.problems() == ("it is VM default/db's, too",)

@@ -36,7 +36,7 @@ class Node(Desk):
 
     def attach_pod(self, container: str, **options: Any) -> Lease:
         key = LeaseKey("net", "", container, "eth0")
-        return self.attach("", container, key=key, pod=f"default/{container}", **options)
+        return self.attach("", container, key=key, **{"pod": f"default/{container}"} | options)
 
     def killed_at(self, request: int, *, after: bool) -> Node:
         """The same node with a process that is killed at one of its requests."""
