@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
 from cnvnet.call_context import log
@@ -34,6 +35,8 @@ COOLING: Final = "cooling"
 _VERSION: Final = 1
 # What regular_file.read says of a place where no file of ours can be.
 _DAMAGED: Final = (errno.EINVAL, errno.EFBIG)
+# Files whose content is not decoded anew as long as it is the same: a DEL reads its file several times.
+_REMEMBERED: Final = 64
 # Seconds that a change of one file waits for others, which take a millisecond.
 _PATIENCE: Final = 10.0
 
@@ -189,7 +192,8 @@ class Holds:
         """The ADD is done. CNIError 11 where a DEL has come in between, 5."""
         with self._locked():
             self._ensure_current(intent)
-            self._put(self._path(hold.interface), hold)
+            # Not synced: a crash of the node ends its pods, and a file that is ADDING still has their end.
+            self._put(self._path(hold.interface), hold, synced=False)
         intent.close()
 
     def withdraw(self, intent: Intent) -> None:
@@ -333,6 +337,7 @@ def _encoded(hold: Hold) -> bytes:
     return json.dumps(written, separators=(",", ":")).encode()
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _decoded(content: bytes) -> Hold:
     """Raises InvalidConfig, or what Python says of a wrong type, for what no agent has written."""
     written = json.loads(content)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cnvnet.cni.fields import Address, Fields, as_address
 from cnvnet.ipam.lease import Cooldown, Holder, Lease, LeaseKey, derive_mac, in_order, promoted
@@ -85,6 +85,10 @@ def is_derived(lease: Lease) -> bool:
 
 
 # -- writing
+
+# The server keeps a record of who wrote which field: two fifths of a VMLease, and a fifth of the time of
+# each patch. One entry that is empty takes it away until another program writes the object.
+_NO_FIELD_RECORD: Final[list[Document]] = [{}]
 
 
 def lease_document(
@@ -181,7 +185,7 @@ def lease_patch(
     if not (spec or status):
         return {}
     patch: Document = {name: part for name, part in (("spec", spec), ("status", status)) if part}
-    metadata: Document = {"resourceVersion": stored.version}
+    metadata: Document = {"resourceVersion": stored.version, "managedFields": _NO_FIELD_RECORD}
     listed = after if after is None or "ips" in spec else stored.lease
     ips = listed.ips if listed is not None else ()
     labels = _labels(stored.key, [*ips, *(each.ip for each in cooling)])
@@ -199,8 +203,9 @@ def lease_patch(
 
 def release_patch(holder: str, *, uid: str, now: int) -> Document:
     """The merge patch that ends one holder, whatever else has become of the VMLease with this UID."""
-    patch: Document = {"status": {"holders": {holder: None}, "roles": {holder: None}, "left": now}}
-    return {"metadata": {"uid": uid}, **patch} if uid else patch
+    metadata: Document = {"managedFields": _NO_FIELD_RECORD, **({"uid": uid} if uid else {})}
+    ended: Document = {"holders": {holder: None}, "roles": {holder: None}, "left": now}
+    return {"metadata": metadata, "status": ended}
 
 
 def reservation_document(

@@ -136,6 +136,9 @@ class Objects:
             if version not in (None, old["metadata"]["resourceVersion"]):
                 raise _conflict(resource, name, _MODIFIED)
             new = merged(old, patch)
+            if new["metadata"].get("managedFields") == [{}]:
+                # As the server takes the record of fields away, which this one does not keep.
+                del new["metadata"]["managedFields"]
             for key in ("uid", "name"):
                 if new["metadata"].get(key) != old["metadata"][key]:
                     raise Refusal(

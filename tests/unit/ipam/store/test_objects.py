@@ -123,7 +123,8 @@ def test_a_patch_has_what_differs_and_the_version_that_was_read() -> None:
     patch = objects.lease_patch(
         stored(before), before, before._replace(vm_uid="new"), cooling=(), nonce="", pending=(), now=50
     )
-    assert patch == {"metadata": {"resourceVersion": "7"}, "spec": {"vmUID": "new"}}
+    metadata = {"resourceVersion": "7", "managedFields": [{}]}
+    assert patch == {"metadata": metadata, "spec": {"vmUID": "new"}}
     assert (
         objects.lease_patch(stored(before), before, before, cooling=(), nonce="", pending=(), now=50) == {}
     )
@@ -163,7 +164,7 @@ def test_a_lease_that_ends_with_a_cooldown_keeps_its_addresses_labels() -> None:
 def test_the_last_holder_ends_by_a_patch_that_needs_no_look() -> None:
     document = objects.lease_document(LEASE)
     patch = objects.release_patch("c1.eth0", uid="lease-uid", now=77)
-    assert patch["metadata"] == {"uid": "lease-uid"}
+    assert patch["metadata"] == {"uid": "lease-uid", "managedFields": [{}]}
     after = objects.read_lease(merged(document, patch)).lease
     assert after == LEASE._replace(holders=(), since=77)
 
