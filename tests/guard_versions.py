@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from cnvnet.plugins.cnv_bridge import guards
 
+_DATA: Final = Path(__file__).parent / "data"
 NUMBER: Final = int(guards.VERSION.removeprefix("guard_v"))
 OLDER: Final = f"guard_v{NUMBER - 1}"
 NEWER: Final = f"guard_v{NUMBER + 1}"
@@ -17,7 +19,10 @@ def priority(number: int) -> str:
 
 
 def text_of(version: str) -> str:
-    """Today's table under another version's name, at its priority."""
+    """The table of a version before, where it is kept; else today's under another name, at its priority."""
+    kept = _DATA / f"{version}.nft"
+    if kept.exists():
+        return kept.read_text()
     number = int(version.removeprefix("guard_v"))
     renamed = guards.TEXT.replace(guards.VERSION, version)
     assert priority(NUMBER) in renamed

@@ -20,7 +20,7 @@ from cnvnet.kernel.nft.tables import Element, Nft
 
 FAMILY: Final = "bridge"
 TABLE: Final = "cnv_bridge"
-VERSION: Final = "guard_v2"
+VERSION: Final = "guard_v3"
 # What a port may call itself beside its MAC.
 ADDRESS_SETS: Final = ("ipv4", "ipv6", "raw_ipv6")
 # The lock that a process holds while it loads the table.
@@ -70,8 +70,8 @@ table bridge cnv_bridge {
 	set raw_macs { typeof meta iifname . @nh,64,48; }
 	set raw_ipv6 { typeof meta iifname . @th,64,128; }
 
-	chain guard_v2 {
-		type filter hook prerouting priority -309; policy accept;
+	chain guard_v3 {
+		type filter hook prerouting priority -308; policy accept;
 		iifname @mac_ports jump mac_source
 		iifname @inspected_ports jump inspect
 	}
@@ -94,12 +94,14 @@ table bridge cnv_bridge {
 		counter name spoofed_rarp drop
 	}
 
+	# In here what nearly all frames are comes first, and a comparison before a look-up in a set of ports.
 	# Stacked tags hide from us what a receiver may find in them (CVE-2021-27853). At the end: no other than
 	# switches speak to 01:80:c2:00:00:0X and 2X (STP, LACP, LLDP; GARP and MRP of IEEE 802.1D and 802.1Q).
 	chain inspect {
+		meta protocol ip goto ipv4_packet
+		meta protocol ip6 goto ipv6_packet
 		meta protocol { 0x8100, 0x88a8, 0x9100, 0x9200, 0x9300 } counter name stacked_tags drop
 		meta protocol vmap { arp : goto arp_frame, 0x8035 : goto rarp_source, 0x0004 : jump llc_frame }
-		meta protocol vmap { ip : goto ipv4_packet, ip6 : goto ipv6_packet }
 		ether daddr & ff:ff:ff:ff:ff:d0 == 01:80:c2:00:00:00 iifname @ra_ports counter name switch drop
 		counter name passed_other
 	}
@@ -123,14 +125,20 @@ table bridge cnv_bridge {
 		counter name spoofed_arp drop
 	}
 
+	# Only ports whose addresses are checked have any.
+	chain ipv4_packet {
+		iifname . ip saddr @ipv4 goto ipv4_from_itself
+		iifname @ip_ports jump ipv4_source
+		goto ipv4_from_itself
+	}
+
 	# Fragments but the first have no ports and types: @th is data there (@nh,48,16 is the fragment's offset,
 	# in units of eight bytes, behind three flags of which 0x2000 is "more fragments"). To ask for the offset
 	# only where the data look like what is to be dropped costs all other packets nothing.
-	chain ipv4_packet {
-		iifname @ip_ports jump ipv4_source
+	chain ipv4_from_itself {
 		meta l4proto 6 accept
 		meta l4proto 17 goto ipv4_udp
-		meta l4proto 1 iifname @ra_ports @th,0,8 { 5, 9 } @nh,48,16 & 0x1fff == 0 counter name router drop
+		meta l4proto 1 @th,0,8 { 5, 9 } iifname @ra_ports @nh,48,16 & 0x1fff == 0 counter name router drop
 		meta l4proto 2 iifname @ra_ports goto igmp_message
 		meta l4proto 103 iifname @ra_ports counter name router drop
 		meta l4proto 51 goto ipv4_authenticated
@@ -140,7 +148,6 @@ table bridge cnv_bridge {
 
 	# Without an address one may ask for one, and report groups (RFC 3376, 4.2.13): each fits one packet.
 	chain ipv4_source {
-		iifname . ip saddr @ipv4 return
 		meta protocol ip ip saddr 0.0.0.0 @nh,48,16 & 0x3fff == 0 meta l4proto 17 @th,0,32 0x00440043 return
 		meta protocol ip ip saddr 0.0.0.0 @nh,48,16 & 0x3fff == 0 meta l4proto 2 return
 		counter name spoofed_ipv4 drop
@@ -148,6 +155,7 @@ table bridge cnv_bridge {
 
 	# Clients take an answer from any source port. Less than a UDP header is no first fragment (RFC 1858).
 	chain ipv4_udp {
+		@th,0,16 != 67 @th,16,16 != 67-68 @th,56,8 0-255 accept
 		iifname != @dhcp_ports accept
 		@th,0,16 67 @nh,48,16 & 0x1fff == 0 counter name dhcp_server drop
 		@th,16,16 68 @nh,48,16 & 0x1fff == 0 counter name dhcp_server drop
@@ -188,7 +196,10 @@ table bridge cnv_bridge {
 		counter name malformed drop
 	}
 
+	# Right behind the IPv6 header (its next header is @nh,48,8) comes most TCP and UDP: that is no fragment.
 	chain ipv6_packet {
+		@nh,48,8 6 @th,0,8 0-255 goto ipv6_whole
+		@nh,48,8 17 @th,0,8 0-255 goto ipv6_whole
 		meta protocol ip6 exthdr frag exists jump ipv6_fragment
 		@th,0,8 0-255 goto ipv6_whole
 		counter name malformed drop
@@ -211,7 +222,12 @@ table bridge cnv_bridge {
 	}
 
 	chain ipv6_whole {
+		iifname . ip6 saddr @ipv6 goto ipv6_from_itself
 		iifname @ip_ports jump ipv6_source
+		goto ipv6_from_itself
+	}
+
+	chain ipv6_from_itself {
 		meta l4proto 6 accept
 		meta l4proto 17 goto ipv6_udp
 		meta l4proto 58 goto icmpv6_message
@@ -220,6 +236,7 @@ table bridge cnv_bridge {
 	}
 
 	chain ipv6_udp {
+		@th,0,16 != 547 @th,16,16 != 546-547 @th,56,8 0-255 accept
 		iifname != @dhcp_ports accept
 		@th,0,16 547 counter name dhcp_server drop
 		@th,16,16 546 counter name dhcp_server drop
@@ -250,7 +267,6 @@ table bridge cnv_bridge {
 
 	# From :: only DAD, RS, and MLD come (RFC 4862, RFC 4861, RFC 3590).
 	chain ipv6_source {
-		iifname . ip6 saddr @ipv6 return
 		meta protocol ip6 ip6 saddr :: meta l4proto 58 @th,0,8 { 131, 132, 133, 135, 143 } return
 		counter name spoofed_ipv6 drop
 	}

@@ -363,6 +363,13 @@ LYING: list[Case] = [
         "spoofed_ipv4",
         lambda g: ipv4(g, "0.0.0.0", proto=2, frag=1) / b"\x22\0\0\0\0\0\0\0",
     ),
+    # What nearly all frames are is judged first.
+    lie("ipv4-tcp", "spoofed_ipv4", lambda g: ipv4(g, V4) / TCP(sport=40000, dport=80, flags="S")),
+    lie("ipv4-tcp-later-fragment", "spoofed_ipv4", lambda g: ipv4(g, V4, frag=100, proto=6) / b"a part"),
+    lie("ipv6-tcp", "spoofed_ipv6", lambda g: ipv6(g, V6) / TCP(sport=40000, dport=80, flags="S")),
+    lie("ipv6-udp", "spoofed_ipv6", lambda g: ipv6(g, V6) / DNS),
+    lie("ipv6-tcp-empty", "malformed", lambda g: ipv6(g, nh=6)),
+    lie("ipv6-udp-empty", "malformed", lambda g: ipv6(g, nh=17)),
     lie("ipv4-length-lies", "malformed", lambda g: ipv4(g, len=9000) / DNS),
     lie("ipv6", "spoofed_ipv6", lambda g: ipv6(g, V6) / ECHO),
     lie("ipv6-link-local", "spoofed_ipv6", lambda g: ipv6(g, V6_LOCAL) / ECHO),
