@@ -15,6 +15,7 @@ from cnvnet.ipam.allocation import AddressRequest, Allocation, AllocationRequest
 from cnvnet.ipam.lease import (
     NEVER,
     VM_DELETED,
+    Cooldown,
     Holder,
     Lease,
     LeaseKey,
@@ -178,6 +179,53 @@ def reserve(
     lease = Lease(key, chosen, mac, source="cnvctl" if ips else "", since=now)
     ledger.change(None, lease, until=0)
     return lease
+
+
+def adopt(ledger: Ledger, lease: Lease, *, origin: str, now: int) -> Lease:
+    """Make a lease of another store this one's as it is, its holders included; `origin` names that store.
+
+    A key that has a lease with the same addresses already gets the holders. Raises CNIError 11 where it has
+    others, or where another key has one of the addresses.
+    """
+    network, key = lease.key.network, lease.key
+    ledger.expire(network, now, everything=False)
+    known = ledger.get(key)
+    if known is not None and (known.ips != lease.ips or (known.mac and lease.mac not in ("", known.mac))):
+        has, had = (", ".join(filter(None, (*map(str, each.ips), each.mac))) for each in (known, lease))
+        text = f"{key} has {has}, and {had} in {origin}: release one of them (cnvctl leases release --store)"
+        raise CNIError(TRY_AGAIN_LATER, text)
+    after = known or lease._replace(holders=())
+    for ip in lease.ips:
+        owner = ledger.owner_of(network, ip)
+        if owner is not None and owner.key != key:
+            raise _taken(lease, str(ip), origin, owner)
+    if lease.mac:
+        owner = ledger.owner_of_mac(network, lease.mac)
+        if owner is not None and owner.key != key:
+            raise _taken(lease, lease.mac, origin, owner)
+        after = after._replace(mac=lease.mac)
+    for holder in lease.holders:
+        after = hold(after, holder)
+    ledger.change(known, after, until=0)
+    return after
+
+
+def drop(ledger: Ledger, lease: Lease) -> bool:
+    """End a lease that another store has adopted, unless it has changed since; whether it is gone.
+
+    Its addresses do not cool down, for they are in use.
+    """
+    current = ledger.get(lease.key)
+    if current == lease:
+        ledger.change(current, None, until=0)
+    return current in (None, lease)
+
+
+def _taken(lease: Lease, address: str, origin: str, owner: Lease | Cooldown) -> CNIError:
+    whose = (
+        refusals.taken(owner, "") if isinstance(owner, Lease) else f"kept free for a while after {owner.key}"
+    )
+    return CNIError(TRY_AGAIN_LATER, f"{lease.key} has {address} in {origin}, and here it is {whose}")
 
 
 def _ensure_can_be_given(ledger: Ledger, request: AllocationRequest) -> None:

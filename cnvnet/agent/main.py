@@ -24,6 +24,7 @@ from cnvnet.agent.guests.pod_dns import PodDns
 from cnvnet.agent.guests.reconciler import GuestReconciler
 from cnvnet.agent.guests.serving import ServedGuests
 from cnvnet.agent.kubernetes import SharedDirectory
+from cnvnet.agent.lease_adoption import LeaseAdoption
 from cnvnet.agent.lease_comparison import LeaseComparison, compare_in
 from cnvnet.agent.lease_queue import LeaseQueue
 from cnvnet.agent.listener import Listener
@@ -142,6 +143,7 @@ class Agent:
             fence.reconcile,
             self._directory.api,
         )
+        self._lease_adoption = LeaseAdoption(partial(static_ip.adopt, options.statedir, options.rundir))
         self._ready = False
         sources = Sources(
             self._guests,
@@ -166,6 +168,7 @@ class Agent:
         self._guest_reconciler.start()
         self._lease_queue.start()
         self._lease_comparison.start()
+        self._lease_adoption.start()
         if self._endpoint is not None:
             self._endpoint.start()
         self._server.start()
@@ -193,6 +196,7 @@ class Agent:
         self._guest_reconciler.stop()
         self._lease_queue.stop()
         self._lease_comparison.stop()
+        self._lease_adoption.stop()
         self._loop.stop()
         if self._endpoint is not None:
             self._endpoint.stop()

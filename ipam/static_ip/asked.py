@@ -6,10 +6,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import TYPE_CHECKING
 
 from cnvnet import call_context
+from cnvnet.attachment.files import AttachmentFiles, rundir
+from cnvnet.attachment.sandbox import other_interfaces
 from cnvnet.cni.errors import InvalidConfig
 from cnvnet.cni.fields import Address, InterfaceAddress
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import IP, Result
+from cnvnet.executables import CNV_BRIDGE, STATIC_IP
 from cnvnet.ipam.allocation import AllocationRequest, IsDead
 from cnvnet.ipam.lease import Holder, Lease, LeaseKey, is_dead
 from cnvnet.ipam.static_ip.config import Config, statedir, storable
@@ -17,6 +20,7 @@ from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.ref import KUBERNETES
 from cnvnet.kernel.boot import boot_id
 from cnvnet.kube.resources import IPAM_CLAIMS
+from cnvnet.vm.launcher import Subject
 
 if TYPE_CHECKING:
     # Imported where a network has its leases there.
@@ -70,16 +74,30 @@ def node_of(config: Config) -> str:
 
 def lease_owner(config: Config) -> LeaseOwner | None:
     """The object with which a VM's lease goes, None where Kubernetes has none."""
-    subject, claim = config.subject, config.ipam_claim
+    owner, claim = machine_owner(config.subject), config.ipam_claim
+    if owner is not None and claim is not None:
+        return owner._replace(
+            api_version=IPAM_CLAIMS.api_version, kind=IPAM_CLAIMS.kind, name=claim.name, uid=claim.uid
+        )
+    return owner
+
+
+def machine_owner(subject: Subject | None) -> LeaseOwner | None:
+    """The VM of Kubernetes as the owner of its lease."""
     if subject is None or not subject.vmi or not subject.vm.uid:
         return None
     from cnvnet.ipam.store.lease_owner import LeaseOwner
 
-    if claim is not None:
-        return LeaseOwner(IPAM_CLAIMS.api_version, IPAM_CLAIMS.kind, claim.name, claim.uid)
     # A stand-alone instance is its own VM.
     kind = "VirtualMachineInstance" if subject.vm.uid == subject.vmi_uid else "VirtualMachine"
     return LeaseOwner("kubevirt.io/v1", kind, subject.vm.name, subject.vm.uid)
+
+
+def interfaces_beside(request: Request) -> frozenset[str]:
+    """Those of the pod that have got their addresses here, as far as a record says so: cnv-bridge's."""
+    records = AttachmentFiles(rundir(request.env)).records(CNV_BRIDGE)
+    leased = (each for each in records if each.undo.get("ipam_type") == STATIC_IP)
+    return other_interfaces(leased, request.container_id, request.ifname)
 
 
 def result_of(lease: Lease, config: Config) -> Result:

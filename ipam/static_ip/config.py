@@ -162,6 +162,19 @@ def store_refs(request: Request) -> tuple[StoreRef, ...]:
     return (ref, cluster) if cluster.has_holds else (ref,)
 
 
+def all_store_refs(request: Request, recorded: StoreRef | None) -> tuple[StoreRef, ...]:
+    """Where the lease of a pod's interface can be: where its record says, or has gone to since."""
+    refs = store_refs(request)
+    if recorded is not None:
+        refs = (recorded, *refs)
+    elif refs[0].location == statedir(request.env):
+        # A configuration that has lost its dataDir says so, too: the node has a list of those.
+        from cnvnet.ipam.store import data_dirs
+
+        refs = (*refs, *(StoreRef(SQLITE, each) for each in data_dirs.read(refs[0].location).folders))
+    return tuple(dict.fromkeys(refs))
+
+
 def _ipam(fields: Fields) -> Fields:
     if not fields.has("ipam"):
         raise InvalidConfig("IPAM config missing 'ipam' key")

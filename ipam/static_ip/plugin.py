@@ -6,46 +6,53 @@ the function `assign`, such as cnv-bridge, get it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cnvnet import call_context
-from cnvnet.attachment.files import AttachmentFiles, rundir
 from cnvnet.attachment.rollback import ErrorCollector
-from cnvnet.attachment.sandbox import other_interfaces
 from cnvnet.cni import unknown_keys
 from cnvnet.cni.conventions import valid_attachments
-from cnvnet.cni.errors import IO_FAILURE, CheckFailed, CNIError, InvalidConfig
+from cnvnet.cni.errors import CheckFailed, CNIError, InvalidConfig
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, previous
-from cnvnet.executables import CNV_BRIDGE, STATIC_IP
+from cnvnet.executables import STATIC_IP
 from cnvnet.ipam import allocator
-from cnvnet.ipam.allocation import Allocation
+from cnvnet.ipam.allocation import Allocation, AllocationRequest, IsDead
 from cnvnet.ipam.static_ip.asked import (
     allocation_request,
     death_test,
+    interfaces_beside,
     lease_key,
     lease_owner,
     node_of,
     result_of,
 )
-from cnvnet.ipam.static_ip.config import Config, node, release_remark, statedir, storable, store_refs
+from cnvnet.ipam.static_ip.config import (
+    Config,
+    all_store_refs,
+    node,
+    release_remark,
+    statedir,
+    storable,
+    store_refs,
+)
 from cnvnet.ipam.static_ip.identified import identified, unclaimed
 from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.opening import open_kubernetes, open_store
 from cnvnet.ipam.store.protocol import LeasesLost, Ledger, Store, Usage
 from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
-from cnvnet.ipam.store.sqlite import Sqlite
-from cnvnet.vm.identity import ACTIVE
+from cnvnet.vm.identity import ACTIVE, TARGET
 from cnvnet.vm.launcher import Subject
 from cnvnet.vm.subjects import Lookup, no_api, own_lookup, subject_of
 
 if TYPE_CHECKING:
-    # Imported where a network has its leases there.
+    # Imported where a network has its leases in a cluster.
+    from cnvnet.ipam.static_ip.adoption import Adopted
     from cnvnet.ipam.static_ip.claims import ClaimedAddresses
+    from cnvnet.ipam.static_ip.switching import Former
     from cnvnet.ipam.store.kubernetes import Drained, KubernetesStore
 
 T = TypeVar("T")
@@ -133,18 +140,10 @@ class StaticIP:
 
         Raises CNIError once all stores that can be read have been. No call waits for it.
         """
-        from cnvnet.ipam.store import data_dirs
+        from cnvnet.ipam.static_ip.folder_usage import usage_of
 
-        listed = data_dirs.read(folder)
-        trouble = CNIError(IO_FAILURE, listed.damage) if listed.damage else None
         used = [each.location for each in list(self._stores) if each.kind == SQLITE]
-        for place in sorted({os.path.realpath(each) for each in (folder, *listed.folders, *used)}):
-            try:
-                yield from _usage(Sqlite(place), now)
-            except CNIError as e:
-                trouble = trouble or e  # a store that a configuration names hides no other one
-        if trouble is not None:
-            raise trouble
+        return usage_of(folder, used, now)
 
     def drain(self, statedir: str) -> Drained | None:
         """Write to the cluster's store what could not be written before; see `KubernetesStore.drain`.
@@ -160,6 +159,19 @@ class StaticIP:
         store = self._cluster(where) if where.has_holds else None
         return store if store is not None and store.is_connected else None
 
+    def adopt(self, statedir: str, rundir: str) -> Adopted | None:
+        """Make this node's leases the cluster's whose networks are; see `adoption`. CNIError.
+
+        None where there is no way to the cluster.
+        """
+        directory = self._lookup()
+        if directory is None:
+            return None
+        from cnvnet.ipam.static_ip.adoption import Adoption
+
+        store = self._cluster(StoreRef(KUBERNETES, statedir))
+        return Adoption(store, directory, statedir=statedir, rundir=rundir, clock=now).run()
+
     @contextmanager
     def _reporting(self, network: str) -> Generator[None]:
         try:
@@ -172,7 +184,7 @@ class StaticIP:
     def _identified(self, request: Request, config: Config) -> Config:
         subject = subject_of(config.claim, request, self._lookup)
         if subject is not None:
-            config = identified(config, subject, partial(_other_interfaces, request))
+            config = identified(config, subject, partial(interfaces_beside, request))
             return self._claimed(request, config, subject)
         remark = release_remark(config)
         # Most calls have no remark, and need not look for credentials.
@@ -201,22 +213,29 @@ class StaticIP:
     def _assign(self, request: Request, config: Config) -> Assignment:
         wanted = allocation_request(request, config)
         is_dead = death_test(config.node, wanted.holder.boot_id)
+        store, claim = self._store_for(config), config.ipam_claim
+        former: Former | None = None
 
         def allocate(ledger: Ledger) -> tuple[Allocation, Result]:
+            if former is not None:
+                former.adopt(ledger, wanted.now)
             allocation = allocator.acquire(ledger, wanted, is_dead)
             # Inside, so that a result that cannot be given leaves nothing.
             return allocation, result_of(allocation.lease, config)
 
         if config.store.kind == KUBERNETES:
             self._before_cluster_add(request.name)
-        claim = config.ipam_claim
         try:
             with _of_network(request.name):
-                allocation, result = self._store_for(config).run(allocate)
+                former = self._former(request, config, wanted, is_dead, store)
+                allocation, result = store.run(allocate)
         except CNIError as e:
             if claim is not None:
                 claim.refuse(e)
+            self._declare(request, config)
             raise
+        if former is not None:
+            former.end()
         self._ensure_listed(statedir(request.env), config.store.location)
         for remark in (*config.remarks, *allocation.remarks):
             call_context.log(remark)
@@ -226,6 +245,31 @@ class StaticIP:
         if claim is not None:
             self._report(request, assignment, claim)
         return assignment
+
+    def _former(
+        self, request: Request, config: Config, wanted: AllocationRequest, is_dead: IsDead, store: Store
+    ) -> Former | None:
+        """What the VM has in the other kind of store, if its network had its leases there. CNIError."""
+        cluster = StoreRef(KUBERNETES, statedir(request.env))
+        subject, is_elsewhere = config.subject, config.store.kind == SQLITE
+        if subject is None or (is_elsewhere and not cluster.has_served(request.name)):
+            return None
+        from cnvnet.ipam.static_ip.switching import Switch
+
+        switch = Switch(wanted, is_dead, subject.role)
+        if not is_elsewhere:
+            return switch.from_folders(store, self._store, cluster.location)
+        former = self._cluster(cluster)
+        return switch.from_cluster(store, former, subject.node or config.node or former.node)
+
+    def _declare(self, request: Request, config: Config) -> None:
+        """Make the network known: the node of a target's source then hands its leases over."""
+        if config.store.kind != KUBERNETES or config.holder_role != TARGET or config.pod is None:
+            return
+        try:
+            self._cluster(config.store).declare(request.name, config.pod.namespace)
+        except CNIError as e:
+            call_context.log(e.msg)
 
     def _report(self, request: Request, assignment: Assignment, claim: ClaimedAddresses) -> None:
         try:
@@ -264,19 +308,21 @@ class StaticIP:
     def release(self, request: Request, recorded: StoreRef | None = None) -> None:
         """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD.
 
-        `recorded` is where the ADD has put the lease, if a record says so: the default may have changed.
+        `recorded` is where the ADD has put the lease, if a record says so: the default may have changed. So
+        may the network's store, which has taken the lease over then.
         """
         has_released = False
-        errors: list[CNIError] = []
-        for where in (recorded,) if recorded is not None else store_refs(request):
+        errors: dict[StoreRef, CNIError] = {}
+        for where in all_store_refs(request, recorded):
             try:
                 has_released |= self._release(request, where)
             except CNIError as e:
-                errors.append(e)
-        if errors and not has_released:
-            raise errors[0]
+                errors[where] = e
+        error = errors.get(recorded) if recorded is not None else next(iter(errors.values()), None)
+        if error is not None and not has_released:
+            raise error
         # The interface had its addresses in one store: a damaged other one must not keep the pod.
-        for each in errors:
+        for each in errors.values():
             call_context.log(each.msg)
 
     def _release(self, request: Request, where: StoreRef) -> bool:
@@ -303,8 +349,10 @@ class StaticIP:
         if result is None:
             raise InvalidConfig("prevResult: required by CHECK")
         interface = (request.name, request.container_id, storable(request.ifname))
-        with _of_network(request.name):
-            lease = self._store(recorded or config.store).look(lambda ledger: ledger.held_by(*interface))
+        lease = None
+        for where in all_store_refs(request, recorded or config.store):
+            with _of_network(request.name):
+                lease = lease or self._store(where).look(lambda ledger: ledger.held_by(*interface))
         # What the ADD has taken a Kubernetes pod for is in the lease alone: CHECK needs no API.
         if lease is None or (config.pod is None and lease.key != lease_key(request, config)):
             raise CheckFailed(f"network {request.name}: no lease for container {request.container_id}")
@@ -393,15 +441,3 @@ def _of_network(name: str) -> Generator[None]:
         yield
     except LeasesLost as e:
         raise e.of(name) from e
-
-
-def _usage(store: Sqlite, now: int) -> list[Usage]:
-    counts = store.glance(lambda ledger: list(ledger.usage(now=now))) if store.exists() else None
-    return counts or []
-
-
-def _other_interfaces(request: Request) -> frozenset[str]:
-    """Those of the pod that have got their addresses here, as far as a record says so: cnv-bridge's."""
-    records = AttachmentFiles(rundir(request.env)).records(CNV_BRIDGE)
-    leased = (each for each in records if each.undo.get("ipam_type") == STATIC_IP)
-    return other_interfaces(leased, request.container_id, request.ifname)

@@ -177,6 +177,15 @@ class KubernetesStore:
             remade=remade,
         )
 
+    def has_network(self, network: str) -> bool:
+        """Whether the addresses of a network are the cluster's: it has an IPNetwork. ApiError."""
+        return self._networks.is_there(network)
+
+    def declare(self, network: str, namespace: str) -> None:
+        """Make a network's IPNetwork, as a lease of this namespace would. CNIError."""
+        with deadline(RUN_SECONDS):
+            self._networks.ensure_admitted(network, namespace, None, ())
+
     # -- for the agent, at every connection to the API
 
     def compare(self, boot_id: str, *, network: str | None = None, scope: str = EVERYTHING) -> Compared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -15,6 +14,7 @@ from cnvnet.ipam.pool import Pool, Span
 from cnvnet.ipam.store import object_names, objects
 from cnvnet.ipam.store.objects import StoredReservation
 from cnvnet.ipam.store.protocol import KnownRanges, KnownSet, Usage
+from cnvnet.ipam.store.ref import pool_file, pools_folder
 from cnvnet.kernel import flock, private_folder, regular_file
 from cnvnet.kube.api import Api
 from cnvnet.kube.resources import IP_RESERVATIONS, VM_LEASES
@@ -29,7 +29,8 @@ class KnownPools:
     """What networks have to give, as the last ADD of this node had it: one file for each network."""
 
     def __init__(self, statedir: str) -> None:
-        self._folder = os.path.join(statedir, "kubernetes", "pools")
+        self._statedir = statedir
+        self._folder = pools_folder(statedir)
         self._written: dict[str, dict[int, KnownRanges]] = {}
 
     def write(self, network: str, pool: Pool) -> None:
@@ -45,7 +46,7 @@ class KnownPools:
             root = os.path.dirname(self._folder)
             try:
                 private_folder.ensure(os.path.dirname(root), root, self._folder)
-                self._put(self._path(network), json.dumps(content).encode())
+                self._put(pool_file(self._statedir, network), json.dumps(content).encode())
             except OSError as e:
                 raise CNIError(IO_FAILURE, f"{self._folder}: {(e.strerror or str(e)).lower()}") from e
         self._written[network] = known
@@ -61,7 +62,7 @@ class KnownPools:
 
     def read(self, network: str) -> dict[int, KnownRanges]:
         """By family; {} where no ADD of the network has come to this node."""
-        content = self._content(self._path(network))
+        content = self._content(pool_file(self._statedir, network))
         return _read_ranges(content["ranges"]) if content is not None else {}
 
     def networks(self) -> list[str]:
@@ -72,10 +73,6 @@ class KnownPools:
             return []
         contents = (self._content(os.path.join(self._folder, name)) for name in names)
         return [each["network"] for each in contents if each is not None]
-
-    def _path(self, network: str) -> str:
-        text = network.encode(errors="surrogatepass")
-        return os.path.join(self._folder, f"{hashlib.sha256(text).hexdigest()[:40]}.json")
 
     def _content(self, path: str) -> dict[str, Any] | None:
         try:

@@ -16,6 +16,20 @@ def holds_folder(statedir: str) -> str:
     return os.path.join(statedir, "kubernetes", "holds")
 
 
+def pools_folder(statedir: str) -> str:
+    """Where a node keeps what the networks have to give of which it has had an ADD in KUBERNETES."""
+    return os.path.join(statedir, "kubernetes", "pools")
+
+
+def pool_file(statedir: str, network: str) -> str:
+    """The network's file there."""
+    # No call without a cluster pays for the import.
+    import hashlib
+
+    text = network.encode(errors="surrogatepass")
+    return os.path.join(pools_folder(statedir), f"{hashlib.sha256(text).hexdigest()[:40]}.json")
+
+
 class StoreRef(NamedTuple):
     """A store, without opening it."""
 
@@ -28,6 +42,12 @@ class StoreRef(NamedTuple):
     def has_holds(self) -> bool:
         """Of KUBERNETES: whether pods of this node have ever held anything there."""
         return os.path.isdir(holds_folder(self.location))
+
+    def has_served(self, network: str) -> bool:
+        """Of KUBERNETES: whether an ADD of the network has ever put a lease there, on this node."""
+        return os.path.isdir(pools_folder(self.location)) and os.path.exists(
+            pool_file(self.location, network)
+        )
 
     @property
     def folders(self) -> tuple[str, ...]:
