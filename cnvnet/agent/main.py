@@ -43,6 +43,7 @@ from cnvnet.ipam.store.holds import Holds
 from cnvnet.kernel import sysctl
 from cnvnet.kernel.deferred.resident import ResidentKernel
 from cnvnet.kube import credentials
+from cnvnet.kube.metrics import ApiMetrics
 from cnvnet.plugins.cnv_bridge import observation, reconcile
 from cnvnet.plugins.cnv_bridge.fence import FenceTable
 from cnvnet.plugins.cnv_bridge.state import Context
@@ -103,7 +104,11 @@ class Agent:
         )
         networks = Networks()
         self._metrics = Metrics(networks)
-        self._directory = SharedDirectory({**os.environ, credentials.VARIABLE: options.kubeconfig})
+        requests = ApiMetrics()
+        requests.register(self._metrics.registry)
+        self._directory = SharedDirectory(
+            {**os.environ, credentials.VARIABLE: options.kubeconfig}, requests.observe
+        )
         static_ip = StaticIP(
             on_refusal=self._metrics.observe_refusal,
             lookup=self._directory,
@@ -231,7 +236,8 @@ class Agent:
 
     def health(self) -> Health:
         """What /healthz, /readyz and `?verbose` say."""
-        return Health(self._ready, self.problems(), self._details)
+        absent = self._directory.problem()
+        return Health(self._ready, self.problems(), self._details, (absent,) if absent else ())
 
     def _details(self) -> list[str]:
         upgraded = (

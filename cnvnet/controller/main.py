@@ -23,8 +23,9 @@ from cnvnet.controller.steps import CleanupStep
 from cnvnet.controller.sweep import Limits, Plan, plan
 from cnvnet.controller.worker import CleanupWorker
 from cnvnet.kube import credentials
-from cnvnet.kube.api import Api
+from cnvnet.kube.api import Api, Observe
 from cnvnet.kube.client import Client
+from cnvnet.kube.metrics import ApiMetrics
 from cnvnet.resident import log
 from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
 
@@ -55,13 +56,15 @@ class CannotStart(Exception):
 class Controller:
     """The parts. `run` returns after `stop`, or when one of its threads has failed."""
 
-    def __init__(self, options: ControllerOptions, api: Api) -> None:
+    def __init__(self, options: ControllerOptions, api: Api, requests: ApiMetrics) -> None:
+        """`requests` counts those of `api`."""
         # A signal's handler takes no lock: the thread that it interrupts may hold it.
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._options = options
         self._api = api
         self._election = Election(api, Seat(options.namespace, own_identity()), self._observe_election)
         self._metrics = ControllerMetrics(self._election.is_leader)
+        requests.register(self._metrics.registry)
         self._events = EventWriter(api, self._metrics.observe_dropped)
         self._worker = CleanupWorker(
             api,
@@ -120,7 +123,8 @@ class Controller:
         problems = [f"the thread {each} has ended" for each in self._ended()]
         if time.monotonic() - self._worker.heartbeat > _HUNG:
             problems.append("the thread worker hangs")
-        return Health(not self._election.problem, problems, self._details)
+        absent = self._election.problem
+        return Health(not absent, problems, self._details, (absent,) if absent else ())
 
     def _ended(self) -> list[str]:
         return [each.name for each in self._threads if not each.is_alive()]
@@ -180,7 +184,7 @@ def _listen(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-def _open_api(kubeconfig: str) -> Client:
+def _open_api(kubeconfig: str, observe: Observe) -> Client:
     """CannotStart: there are no credentials."""
     access = (
         credentials.from_kubeconfig(kubeconfig, os.environ)
@@ -189,7 +193,7 @@ def _open_api(kubeconfig: str) -> Client:
     )
     if access is None:
         raise CannotStart("no credentials for the Kubernetes API (--kubeconfig FILE, or run as a pod)")
-    return Client(access)
+    return Client(access, observe)
 
 
 def _print_plan(api: Api, limits: Limits) -> None:
@@ -264,11 +268,12 @@ def command(
     log.configure(log_level, log_format)
     limits = Limits(grace)
     try:
-        api = _open_api(kubeconfig)
+        requests = ApiMetrics()
+        api = _open_api(kubeconfig, requests.observe)
         if dry_run:
             _print_plan(api, limits)
             return
-        controller = Controller(ControllerOptions(namespace, interval, limits, listen), api)
+        controller = Controller(ControllerOptions(namespace, interval, limits, listen), api, requests)
     except (CNIError, CannotStart) as e:
         log.error("cannot start", error=e.msg if isinstance(e, CNIError) else str(e))
         sys.exit(1)

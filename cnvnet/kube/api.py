@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -61,6 +61,24 @@ class WatchEvent(NamedTuple):
 
     type: str
     object: Document
+
+
+class FinishedRequest(NamedTuple):
+    """One request as it was sent, or could not be; its repetition is another one. For those who count."""
+
+    # get, list, watch, create, patch or delete.
+    verb: str
+    # The plural of its kind.
+    resource: str
+    # The HTTP status; 0: no answer came, for the reason `why`.
+    status: int
+    # Until the answer was there; of a watch, until it began.
+    seconds: float
+    why: str = ""
+
+
+# Called after each request, by the thread that has made it. Raises nothing.
+Observe = Callable[[FinishedRequest], None]
 
 
 class WatchStream(Protocol):

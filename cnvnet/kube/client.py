@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlencode
 
 from cnvnet import VERSION
-from cnvnet.kube.api import Api, ApiError, Document, Listing, refused, unanswered
+from cnvnet.kube.api import Api, ApiError, Document, Listing, Observe, refused, unanswered
 from cnvnet.kube.resources import Resource
 from cnvnet.kube.settings import Credentials
 from cnvnet.kube.stream import EventStream
@@ -26,8 +26,8 @@ _AGENT: Final = f"cnvnet/{VERSION}"
 class Client(Api):
     """Several threads use one: connections are kept and shared."""
 
-    def __init__(self, credentials: Credentials) -> None:
-        self._transport = Transport(credentials)
+    def __init__(self, credentials: Credentials, observe: Observe | None = None) -> None:
+        self._transport = Transport(credentials, observe)
 
     @property
     def server(self) -> str:
@@ -135,20 +135,22 @@ class Client(Api):
         if resource_version:
             # With bookmarks and no version, a server whose etcd is 3.4 answers an error.
             query |= {"resourceVersion": resource_version, "allowWatchBookmarks": "true"}
-        asked = f"watch {resource.plural}{_of('', namespace)}"
         path = f"{resource.collection(namespace)}?{urlencode(query)}"
         accept = _METADATA.format("") if metadata_only else _JSON
-        request = ApiRequest(asked, "GET", path, {"Accept": accept, "User-Agent": _AGENT})
+        headers = {"Accept": accept, "User-Agent": _AGENT}
+        request = ApiRequest("watch", resource.plural, _of("", namespace), "GET", path, headers)
         response = self._transport.send(request, idle=idle)
         if response.stream is None:
-            raise self._refused(asked, response)
-        return EventStream(response.stream, self.server, asked)
+            raise self._refused(request.asked, response)
+        return EventStream(response.stream, self.server, request.asked)
 
     def _page(self, resource: Resource, namespace: str, query: Mapping[str, str], accept: str) -> Document:
         path = f"{resource.collection(namespace)}?{urlencode(query)}"
-        asked = f"list {resource.plural}{_of('', namespace)}"
         headers = {"Accept": accept, "User-Agent": _AGENT}
-        return self._answer(ApiRequest(asked, "GET", path, headers, longest=_LONGEST_PAGE))
+        which = _of("", namespace)
+        return self._answer(
+            ApiRequest("list", resource.plural, which, "GET", path, headers, longest=_LONGEST_PAGE)
+        )
 
     def _call(
         self,
@@ -165,7 +167,7 @@ class Client(Api):
         if body is not None:
             content = json.dumps(body, separators=(",", ":")).encode()
             headers["Content-Type"] = content_type
-        return self._answer(ApiRequest(f"{verb} {resource.plural}{which}", method, path, headers, content))
+        return self._answer(ApiRequest(verb, resource.plural, which, method, path, headers, content))
 
     def _answer(self, request: ApiRequest) -> Document:
         response = self._transport.send(request)

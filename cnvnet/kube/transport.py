@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 from cnvnet import call_context
 from cnvnet.cni.errors import CNIError
 from cnvnet.kube import credential_plugin, tls
-from cnvnet.kube.api import ApiError, request_end, unanswered
+from cnvnet.kube.api import ApiError, FinishedRequest, Observe, request_end, unanswered
 from cnvnet.kube.credential_plugin import PluginFailed, Printed
 from cnvnet.kube.failures import Broken, Refused, failure
 from cnvnet.kube.settings import Credentials
@@ -47,9 +47,13 @@ _SHORTEST_PAUSE: Final = 0.05
 
 
 class ApiRequest(NamedTuple):
-    """One request. `asked` is what it is for people: `get vmleases default/x`."""
+    """One request."""
 
-    asked: str
+    # As FinishedRequest has them.
+    verb: str
+    resource: str
+    # The object, in a message: ` default/x`.
+    which: str
     method: str
     # With the query.
     path: str
@@ -57,6 +61,11 @@ class ApiRequest(NamedTuple):
     body: bytes | None = None
     # Bytes of the answer.
     longest: int = 16 << 20
+
+    @property
+    def asked(self) -> str:
+        """What it is for people: `get vmleases default/x`."""
+        return f"{self.verb} {self.resource}{self.which}"
 
 
 class ApiAnswer(NamedTuple):
@@ -82,8 +91,10 @@ class _Session(NamedTuple):
 class Transport:
     """The way to one server. Several threads use it."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, observe: Observe | None = None) -> None:
+        """`observe` is called for each request, repeated ones too."""
         self._credentials = credentials
+        self._observe = observe
         self._lock = threading.Lock()
         self._session: _Session | None = None
         # Until when connections count as refused, in time.monotonic()'s seconds, and why.
@@ -110,7 +121,7 @@ class Transport:
                 seconds = max((end - now) * share, _SHORTEST_ATTEMPT)
                 until = min(now + seconds, end)
                 try:
-                    response = self._exchange(request, session, until, idle)
+                    response = self._observed(request, session, until, idle)
                 except Refused as e:
                     self._refused = (time.monotonic() + _REFUSED_FOR, str(e))
                     raise unanswered(self.server, request.asked, str(e)) from e
@@ -158,6 +169,7 @@ class Transport:
                 session = self._session = _session(self._credentials, None, end - now)
             return session
         except (UnusableTls, PluginFailed) as e:
+            self._note(request, now, why=str(e))
             raise unanswered(self.server, request.asked, str(e)) from e
         finally:
             self._lock.release()
@@ -183,6 +195,23 @@ class Transport:
                     pass  # the next request says it
         finally:
             self._lock.release()
+
+    def _observed(
+        self, request: ApiRequest, session: _Session, until: float, idle: float | None
+    ) -> ApiAnswer:
+        begun = time.monotonic()
+        try:
+            answer = self._exchange(request, session, until, idle)
+        except (Refused, Broken, ApiError) as e:
+            self._note(request, begun, why=str(e))
+            raise
+        self._note(request, begun, answer.status)
+        return answer
+
+    def _note(self, request: ApiRequest, begun: float, status: int = 0, why: str = "") -> None:
+        if self._observe is not None:
+            seconds = time.monotonic() - begun
+            self._observe(FinishedRequest(request.verb, request.resource, status, seconds, why))
 
     def _exchange(
         self, request: ApiRequest, session: _Session, until: float, idle: float | None

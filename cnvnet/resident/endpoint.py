@@ -41,6 +41,8 @@ class Health(NamedTuple):
     problems: list[str]
     # Lines for an operator.
     details: Callable[[], list[str]]
+    # Why it is not ready though it is well: what a restart would not help against.
+    waits_for: tuple[str, ...] = ()
 
 
 class AddressUnavailable(Exception):
@@ -131,7 +133,9 @@ class _Pages:
 
 
 def _health(health: Health, *, verbose: bool, ready: bool) -> Page:
-    problems = health.problems if health.ready or not ready else [*health.problems, "not ready"]
+    problems = health.problems
+    if ready:
+        problems = [*problems, *health.waits_for, *([] if health.ready else ["not ready"])]
     lines = problems or ["ok"]
     if verbose:
         lines = [*lines, *health.details()]

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from cnvnet.call_context import log
 from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import INVALID_ENVIRONMENT, TRY_AGAIN_LATER, CNIError
-from cnvnet.kube.api import Api, Document, NotFound, deadline
+from cnvnet.kube.api import Api, Document, NotFound, Observe, deadline
 from cnvnet.kube.resources import INSTANCES, PODS
 from cnvnet.vm import launcher, requests
 from cnvnet.vm.launcher import Owner, Subject
@@ -112,8 +112,11 @@ class Directory:
             self._recent[key] = documents
 
 
-def open_directory(env: Mapping[str, str]) -> Directory | None:
-    """The directory of the API that this environment has credentials for, None without any. CNIError."""
+def open_directory(env: Mapping[str, str], observe: Observe | None = None) -> Directory | None:
+    """The directory of the API that this environment has credentials for, None without any. CNIError.
+
+    `observe` is called for each request.
+    """
     from cnvnet.kube import credentials
 
     access = credentials.find(env)
@@ -121,4 +124,4 @@ def open_directory(env: Mapping[str, str]) -> Directory | None:
         return None
     from cnvnet.kube.client import Client
 
-    return Directory(Client(access))
+    return Directory(Client(access, observe))

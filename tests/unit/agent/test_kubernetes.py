@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cnvnet.agent.kubernetes import SharedDirectory
 from cnvnet.cni.errors import CNIError
+from cnvnet.kube.api import ApiError, FinishedRequest
+from cnvnet.kube.resources import PODS
 from cnvnet.resident import log
-from tests.fakes.api_server import ApiServer
+from tests.fakes.api_server import ApiServer, drop, refuse
 from tests.fakes.launchers import Launchers
 
 
@@ -75,3 +78,37 @@ def test_an_agent_says_which_api_it_asks_and_why_it_asks_none(
         ("no way to the Kubernetes API", caught.value.msg),
         ("Kubernetes API", server.url),
     ]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(0, "the connection broke off"), (401, "it answers 401"), (503, "it answers 503")]
+)
+def test_an_api_that_fails_two_requests_in_a_row_cannot_be_asked(
+    server: ApiServer, default: Path, status: int, reason: str
+) -> None:
+    write_kubeconfig(default, server)
+    seen: list[FinishedRequest] = []
+    shared = SharedDirectory({}, seen.append)
+    api = shared.api()
+    assert api is not None
+    problems: list[str] = []
+    while len(seen) < 2:
+        server.inject(refuse(status) if status else drop, times=2)
+        with suppress(ApiError):
+            api.list(PODS)
+        problems.append(shared.problem())
+    assert [each.status for each in seen] == [status, status]
+    text = f"the Kubernetes API at {server.url} cannot be asked: {reason}"
+    # 401 and a broken connection are tried again at once.
+    assert problems == ([text] if status != 503 else ["", text])
+    server.clear_faults()
+    with suppress(ApiError):
+        api.get(PODS, "none", "default")
+    assert shared.problem() == ""
+
+
+def test_credentials_that_cannot_be_used_are_a_problem_and_none_are_not(default: Path) -> None:
+    shared = SharedDirectory({})
+    assert shared.problem() == ""
+    default.write_text("{}")
+    assert shared.problem().startswith(f"no way to the Kubernetes API: {default}")

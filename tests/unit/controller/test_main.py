@@ -17,6 +17,8 @@ from cnvnet import VERSION
 from cnvnet.controller.main import Controller, ControllerOptions, command
 from cnvnet.controller.sweep import Limits
 from cnvnet.controller.worker import CleanupWorker
+from cnvnet.kube.client import Client
+from cnvnet.kube.metrics import ApiMetrics
 from cnvnet.kube.resources import COORDINATION_LEASES
 from tests.fakes.api_server import ApiServer, refuse, running_api_server
 from tests.unit.controller.cluster import Cluster, holder
@@ -120,7 +122,8 @@ def get(address: str, path: str) -> tuple[int, str]:
 @contextmanager
 def running(server: ApiServer, results: list[bool]) -> Generator[Controller]:
     options = ControllerOptions("cnvnet-system", 30.0, Limits(60.0), "127.0.0.1:0")
-    controller = Controller(options, server.client())
+    requests = ApiMetrics()
+    controller = Controller(options, Client(server.credentials(), requests.observe), requests)
     thread = threading.Thread(target=lambda: results.append(controller.run()))
     thread.start()
     try:
@@ -141,10 +144,14 @@ def test_liveness_knows_nothing_of_the_api_and_readiness_does() -> None:
     results: list[bool] = []
     with running_api_server() as server, running(server, results) as controller:
         assert eventually(lambda: get(controller.address, "/readyz") == (200, "ok\n"))
-        assert "cnvnet_controller_leader 1.0" in get(controller.address, "/metrics")[1]
+        metrics = get(controller.address, "/metrics")[1]
+        assert "cnvnet_controller_leader 1.0" in metrics
+        labels = 'code="201",resource="leases",verb="create"'
+        assert f"cnvnet_kubernetes_api_requests_total{{{labels}}} 1.0" in metrics
         assert "this replica leads" in get(controller.address, "/healthz?verbose")[1]
         server.stop()
         assert eventually(lambda: get(controller.address, "/readyz")[0] == 503)
+        assert "connection refused" in get(controller.address, "/readyz")[1]
         assert get(controller.address, "/healthz") == (200, "ok\n")
         assert "connection refused" in get(controller.address, "/readyz?verbose")[1]
     assert results == [True]

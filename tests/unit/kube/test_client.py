@@ -9,10 +9,11 @@ from functools import partial
 import pytest
 
 from cnvnet.cni.errors import CNIError
-from cnvnet.kube.api import Api, ApiError, Conflict, Document, NotFound
+from cnvnet.kube.api import Api, ApiError, Conflict, Document, FinishedRequest, NotFound
 from cnvnet.kube.client import Client
 from cnvnet.kube.resources import IP_RESERVATIONS, NODES, PODS, VM_LEASES
-from tests.fakes.api_server import ApiServer, answer, refuse
+from cnvnet.kube.settings import Secret, Tls
+from tests.fakes.api_server import ApiServer, answer, drop, refuse
 
 
 def created(client: Api, name: str = "x", **metadata: object) -> Document:
@@ -204,3 +205,39 @@ def test_threads_share_a_client(client: Client, server: ApiServer) -> None:
     assert errors == []
     assert server.connections <= 8
     assert len(client.list(VM_LEASES).items) == 160
+
+
+def test_each_request_is_observed_repeated_ones_too(server: ApiServer) -> None:
+    seen: list[FinishedRequest] = []
+    client = Client(server.credentials(), seen.append)
+    with pytest.raises(NotFound):
+        client.get(VM_LEASES, "x", "default")
+    server.inject(drop, verb="list")
+    client.list(VM_LEASES)
+    server.inject(refuse(429, retry_after=0), verb="create")
+    client.create(VM_LEASES, {"metadata": {"name": "x"}}, "default")
+    client.watch(VM_LEASES, resource_version="1").close()
+    assert [(each.verb, each.resource, each.status) for each in seen] == [
+        ("get", "vmleases", 404),
+        ("list", "vmleases", 0),
+        ("list", "vmleases", 200),
+        ("create", "vmleases", 429),
+        ("create", "vmleases", 201),
+        ("watch", "vmleases", 200),
+    ]
+    assert "broke off" in seen[1].why
+    assert all(0 < each.seconds < 10 for each in seen)
+
+
+def test_requests_that_cannot_be_sent_are_observed_with_the_reason(server: ApiServer) -> None:
+    seen: list[FinishedRequest] = []
+    trusting = server.credentials(tls=Tls(Secret("/nowhere/ca.crt")))._replace(server="https://127.0.0.1:1")
+    with pytest.raises(ApiError):
+        Client(trusting, seen.append).list(VM_LEASES)
+    assert {(each.status, each.why) for each in seen} == {
+        (0, "certificate-authority /nowhere/ca.crt: no such file or directory")
+    }
+    server.stop()
+    with pytest.raises(ApiError):
+        Client(server.credentials(), seen.append).list(VM_LEASES)
+    assert seen[-1].why == "connection refused"
