@@ -19,17 +19,25 @@ def bridge(pod: Stack, name: str, mac: str) -> Link:
     link = pod.link(name)
     if link is None or link.kind != "bridge":
         raise CheckFailed(f"bridge {name} is missing")
-    if link.mac != mac:
-        raise CheckFailed(f"the MAC of {name} is {link.mac}, not {mac}")
+    mac_of(link, mac)
     return link
 
 
-def tap(pod: Stack, name: str, options: TapOptions, master: Link) -> Link:
-    """The tap as the configuration wants it, attached to the bridge; CNIError 100."""
+def mac_of(link: Link, mac: str) -> None:
+    """That the link has this MAC address; CNIError 100."""
+    if link.mac != mac:
+        raise CheckFailed(f"the MAC of {link.name} is {link.mac}, not {mac}")
+
+
+def tap(pod: Stack, name: str, options: TapOptions, master: Link | None) -> Link:
+    """The tap as the configuration wants it, attached to the bridge, or to none; CNIError 100."""
     link = pod.link(name)
     if link is None or link.kind != "tun":
         raise CheckFailed(f"tap {name} is missing")
-    attached(link, master)
+    if master is not None:
+        attached(link, master)
+    elif link.master:
+        raise CheckFailed(f"{name} is attached to link {link.master} (ip link set {name} nomaster)")
     tun = link.tun
     if tun is not None and (tun.owner, tun.group) != (options.owner, options.group):
         raise CheckFailed(f"{name} belongs to {tun.owner}:{tun.group}, not {options.owner}:{options.group}")

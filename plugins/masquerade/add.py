@@ -63,7 +63,7 @@ class MasqueradeAdd:
         guest = self._guest(wanted)
         self._refuse_taken(wanted)
         left = MasqueradeState(
-            bridge=wanted.names.bridge,
+            bridge=wanted.bridge.name if wanted.bridge is not None else "",
             tap=wanted.names.tap,
             tables=wanted.tables,
             sysctls=sysctls.changes(stack, wanted.global_, self._call.others),
@@ -108,9 +108,10 @@ class MasqueradeAdd:
         return ruleset.contents(kernel, netns, wanted.rulesets)
 
     def _links(self, rollback: Rollback, wanted: MasqueradePlan, alias: str) -> None:
-        pod = self._pod.stack
-        (bridge,) = pod.apply(wanted.bridge)
-        rollback.push(f"deleting {bridge.name}", state.delete_bridge, pod, bridge.name)
+        pod, bridge = self._pod.stack, None
+        if wanted.bridge is not None:
+            (bridge,) = pod.apply(wanted.bridge)
+            rollback.push(f"deleting {bridge.name}", state.delete_bridge, pod, bridge.name)
         (tap,) = pod.apply(wanted.tap)
         rollback.push(f"deleting {tap.name}", ownership.delete_tap, pod, tap.name)
         sysctl.apply(pod.sysctls, wanted.on_links)

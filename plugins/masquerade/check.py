@@ -25,10 +25,14 @@ def check(call: BindingCall[Config], record: Record | None) -> None:
     if record is not None:
         # An older program did not look at routes, and kept no MTU.
         mtu = UndoKeys(record.undo).number("mtu") or plan.largest_mtu(config, seen.pod)
-    bridge = checks.bridge(pod.stack, wanted.names.bridge, plan.BRIDGE_MAC)
-    checks.up(checks.tap(pod.stack, wanted.names.tap, config.tap, bridge), mtu)
-    checks.up(bridge, mtu)  # only now: its MTU follows the tap's
-    _check_addresses(pod, wanted, bridge)
+    bridge = checks.bridge(pod.stack, wanted.names.bridge, plan.BRIDGE_MAC) if wanted.bridge else None
+    tap = checks.tap(pod.stack, wanted.names.tap, config.tap, bridge)
+    checks.up(tap, mtu)
+    if bridge is not None:
+        checks.up(bridge, mtu)  # only now: its MTU follows the tap's
+    else:
+        checks.mac_of(tap, plan.BRIDGE_MAC)
+    _check_addresses(pod, wanted, bridge or tap)
     checks.sysctls(pod.stack, _expected(wanted, record))
     with pod.kernel.nft(pod.netns) as nft:
         for each in wanted.rulesets:
@@ -37,14 +41,14 @@ def check(call: BindingCall[Config], record: Record | None) -> None:
         raise CheckFailed(f"the record of {call.key.ifname} has no settings for the guest")
 
 
-def _check_addresses(pod: Pod, wanted: MasqueradePlan, bridge: Link) -> None:
-    present = {address.address for address in pod.stack.addresses(bridge.ifindex)}
+def _check_addresses(pod: Pod, wanted: MasqueradePlan, gateway: Link) -> None:
+    present = {address.address for address in pod.stack.addresses(gateway.ifindex)}
     expected = set(wanted.addresses)
     for address in sorted(expected - present, key=str):
-        raise CheckFailed(f"address {address} is missing on {bridge.name}")
+        raise CheckFailed(f"address {address} is missing on {gateway.name}")
     for other in sorted(present - expected, key=str):
         if is_global_unicast(other.ip):
-            raise CheckFailed(f"{bridge.name} has an address {other} that ADD did not make")
+            raise CheckFailed(f"{gateway.name} has an address {other} that ADD did not make")
 
 
 def _expected(wanted: MasqueradePlan, record: Record | None) -> dict[str, str]:

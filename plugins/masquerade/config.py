@@ -54,6 +54,8 @@ class Config(NamedTuple):
     reserved: tuple[int, ...]
     # Whether Istio's sidecar takes the pod's connections first.
     istio: bool
+    # Whether the gateway's address is on a bridge, as with KubeVirt, or on the tap itself.
+    bridge: bool
     # Whether the guest reaches its own ports by the pod's address.
     hairpin: bool
     # Bytes; 0 is the MTU of the pod's interface.
@@ -74,6 +76,11 @@ class Config(NamedTuple):
         claim = identity.claim(fields, parse_args(request.args, identity.KNOWN_ARGS), request.ifname)
         vm = claim if isinstance(claim, identity.VM) else None
         listed = _listed(fields)
+        istio, bridge = fields.flag("istio"), fields.flag("bridge", default=True)
+        if istio and not bridge:
+            raise InvalidConfig(
+                f"{fields.path('bridge')}: Istio's sidecar knows the guest by the bridge (leave it away)"
+            )
         mtu = fields.integer("mtu")
         if mtu and not MIN_IPV4_MTU <= mtu <= MAX_MTU:
             raise InvalidConfig(f"mtu: {mtu} is not between {MIN_IPV4_MTU} and {MAX_MTU}")
@@ -82,7 +89,8 @@ class Config(NamedTuple):
             ipv6_network=_ipv6_network(fields),
             listed=listed,
             reserved=_reserved(fields, listed),
-            istio=fields.flag("istio"),
+            istio=istio,
+            bridge=bridge,
             hairpin=fields.flag("hairpin", default=True),
             mtu=mtu,
             tap=TapOptions.parse(fields),

@@ -48,21 +48,22 @@ class Observed(NamedTuple):
 class MasqueradePlan(NamedTuple):
     """The state of the pod that an ADD makes.
 
-    `on_links` are sysctls of the new links, which go with them; `global_` those of the namespace.
+    Without a bridge `names.bridge` is the tap, which has the gateway's addresses itself. `on_links` are
+    sysctls of the new links, which go with them; `global_` those of the namespace.
     """
 
     names: PodLinkNames
     mtu: int
     families: tuple[Family, ...]
     rulesets: tuple[Ruleset, ...]
-    bridge: CreateBridge
+    bridge: CreateBridge | None
     tap: CreateTap
     on_links: tuple[Setting, ...]
     global_: tuple[Setting, ...]
 
     @property
     def addresses(self) -> tuple[InterfaceAddress, ...]:
-        """Those of the bridge."""
+        """Those of the gateway."""
         gateways = tuple(family.gateway for family in self.families)
         return (*gateways, ROUTER) if any(gateway.version == 6 for gateway in gateways) else gateways
 
@@ -75,6 +76,8 @@ class MasqueradePlan(NamedTuple):
 def plan(config: Config, observed: Observed) -> MasqueradePlan:
     """Raises InvalidConfig when the configuration does not fit the pod."""
     called = names.of(observed.pod.name)
+    if not config.bridge:
+        called = called._replace(bridge=called.tap)
     families = _families(config, observed)
     link_mtu = largest_mtu(config, observed.pod)
     _ensure_room(config, observed.pod, link_mtu, families)
@@ -88,17 +91,24 @@ def plan(config: Config, observed: Observed) -> MasqueradePlan:
         mtu=mtu,
         families=families,
         rulesets=tuple(ruleset.plan(config, called, family) for family in families),
-        bridge=CreateBridge(called.bridge, mac=BRIDGE_MAC, mtu=mtu, up=False),
+        bridge=CreateBridge(called.bridge, mac=BRIDGE_MAC, mtu=mtu, up=False) if config.bridge else None,
         tap=config.tap.operation(called.tap),
         on_links=_settings_of_links(called, families),
         global_=_global_settings(observed, called, families),
     )
 
 
-def plan_links(wanted: MasqueradePlan, bridge: Link, tap: Link, alias: str) -> tuple[Operation, ...]:
+def plan_links(wanted: MasqueradePlan, bridge: Link | None, tap: Link, alias: str) -> tuple[Operation, ...]:
     """Addresses, MTUs and joining of the links, and last of all up."""
+    gateway = bridge if bridge is not None else tap
     # No DAD: the only neighbour is the guest, which by claiming the gateway's address could take it.
-    gateways = (AddAddress(bridge.ifindex, address, nodad=True) for address in wanted.addresses)
+    gateways = (AddAddress(gateway.ifindex, address, nodad=True) for address in wanted.addresses)
+    if bridge is None:
+        return (
+            ChangeLink(tap.ifindex, mac=BRIDGE_MAC, mtu=wanted.mtu, alias=alias),
+            *gateways,
+            ChangeLink(tap.ifindex, up=True),
+        )
     return (
         ChangeLink(bridge.ifindex, alias=alias),
         ChangeLink(tap.ifindex, mtu=wanted.mtu, master=bridge.ifindex, alias=alias),
@@ -198,8 +208,10 @@ def _default_route(observed: Observed, family: Family) -> Route | None:
 
 def _settings_of_links(called: PodLinkNames, families: tuple[Family, ...]) -> tuple[Setting, ...]:
     v4, v6 = f"net/ipv4/conf/{called.bridge}", f"net/ipv6/conf/{called.bridge}"
-    # A port of a bridge has nothing to say by itself; the guest would hear it.
-    settings = [Setting(f"net/ipv6/conf/{called.tap}/disable_ipv6", "1", required=False)]
+    settings: list[Setting] = []
+    if called.bridge != called.tap:
+        # A port of a bridge has nothing to say by itself; the guest would hear it.
+        settings.append(Setting(f"net/ipv6/conf/{called.tap}/disable_ipv6", "1", required=False))
     versions = {family.gateway.version for family in families}
     if 4 in versions:
         # The pod leads connections to its 127.0.0.1 to the guest: without route_localnet the kernel drops

@@ -41,9 +41,10 @@ class Masquerade:
         check(call, record)
 
     def existing_link(self, record: Record, pod: Stack) -> str:
-        """The bridge, if the pod has it."""
-        bridge = MasqueradeState.parse(record.undo).bridge
-        return bridge if pod.link(bridge) is not None else ""
+        """The bridge, or the tap where there is none by the record, if the pod has it."""
+        left = MasqueradeState.parse(record.undo)
+        name = left.bridge or left.tap
+        return name if pod.link(name) is not None else ""
 
     def detach(self, key: Key, record: Record | None, pod: Pod, others: tuple[Change, ...]) -> None:
         """Remove links, rules and sysctls by the record, or by what the links themselves show."""

@@ -97,7 +97,7 @@ class Pod(Sandbox):
         return self.netns.split("/")[2]
 
     def cni(self, command: str, ifname: str = "net1", **keys: Any) -> Outcome:
-        config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade", **keys}
+        config = {"cniVersion": "1.1.0", "name": "masq", "type": "masquerade", **self._lab.keys, **keys}
         return self._lab.node.cni("masquerade", command, config, self, ifname=ifname, container_id=self.pid)
 
     def counted(self, comment: str, family: str = "ip") -> int:
@@ -114,6 +114,8 @@ class Lab:
         self.node = node
         self._undo = undo
         self._mtu = mtu
+        # Of the configuration of all pods.
+        self.keys: dict[str, Any] = {}
         node.run("ip", "link", "add", "br0", "type", "bridge")
         node.run("ip", "link", "set", "br0", "addrgenmode", "none", "up")
         for side in SIDES:

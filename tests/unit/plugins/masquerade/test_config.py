@@ -28,6 +28,7 @@ def test_without_keys_the_defaults_are_kubevirts() -> None:
         listed=(),
         reserved=(49152, 49153),
         istio=False,
+        bridge=True,
         hairpin=True,
         mtu=0,
         tap=TapOptions(),

@@ -143,6 +143,7 @@ def test_an_mtu_of_the_default_route_is_its_familys() -> None:
     both = observed("10.244.0.5/24", "fd99::5/64")._replace(routes=routes)
     found = plan.plan(config, both)
     settings = plan.guest_settings(config, found, DNS())
+    assert found.bridge is not None
     assert (found.mtu, found.bridge.mtu, settings.ipv4_mtu, settings.ipv6_mtu) == (1450, 1450, 1450, 1400)
     # The tap is large enough for both.
     only6 = plan.plan(config, both._replace(routes=routes[1:]))

@@ -16,7 +16,7 @@ from cnvnet.cni.result import IP, Interface, Result, render
 from cnvnet.guest import settings_json
 from cnvnet.kernel import tap
 from cnvnet.kernel.addresses import AddAddress, DeleteAddress
-from cnvnet.kernel.links import ChangeLink
+from cnvnet.kernel.links import ChangeLink, CreateBridge
 from cnvnet.kernel.routes import AddRoute, Route
 from cnvnet.kernel.stack import Stack
 from cnvnet.plugins.masquerade import ruleset
@@ -25,6 +25,8 @@ from tests.unit.plugins.fake_pod import ADDRESSES, POD, kill_adds, kill_deletes,
 from tests.unit.plugins.killing_kernel import KillingKernel
 from tests.unit.plugins.masquerade.masquerade_fake_pod import FULL, World
 
+NO_BRIDGE: dict[str, Any] = {"bridge": False}
+EITHER_WAY = pytest.mark.parametrize("keys", [FULL, NO_BRIDGE], ids=["bridge", "tap"])
 CHAINED = Result(
     (Interface("br0"), Interface("eth0", sandbox=POD)), (IP(ip_interface(ADDRESSES[0]), None, 1),)
 )
@@ -65,7 +67,7 @@ def test_the_interface_of_the_pod_stays_untouched(tmp_path: Path) -> None:
     assert seen() == before
 
 
-@pytest.mark.parametrize("keys", [{}, FULL], ids=["defaults", "full"])
+@pytest.mark.parametrize("keys", [{}, FULL, NO_BRIDGE], ids=["defaults", "full", "without bridge"])
 @pytest.mark.parametrize(
     "addresses", [ADDRESSES, ADDRESSES[:1], ADDRESSES[1:]], ids=["both", "IPv4", "IPv6"]
 )
@@ -83,17 +85,22 @@ def test_del_leaves_the_pod_as_it_was(
     assert world.snapshot() == before
 
 
-def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> None:
-    assert refuse_adds(lambda step: World(tmp_path / str(step), **FULL)) > 20
+@EITHER_WAY
+def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path, keys: dict[str, Any]) -> None:
+    assert refuse_adds(lambda step: World(tmp_path / str(step), **keys)) > 15
 
 
+@EITHER_WAY
 @pytest.mark.parametrize("then", ["delete", "add", "gc"])
-def test_a_kill_at_any_step_is_repaired_by_the_next_call(tmp_path: Path, then: str) -> None:
-    assert kill_adds(lambda step: World(tmp_path / str(step), KillingKernel(), **FULL), then) > 20
+def test_a_kill_at_any_step_is_repaired_by_the_next_call(
+    tmp_path: Path, then: str, keys: dict[str, Any]
+) -> None:
+    assert kill_adds(lambda step: World(tmp_path / str(step), KillingKernel(), **keys), then) > 15
 
 
-def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    assert kill_deletes(lambda step: World(tmp_path / str(step), KillingKernel(), **FULL)) > 5
+@EITHER_WAY
+def test_a_del_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, keys: dict[str, Any]) -> None:
+    assert kill_deletes(lambda step: World(tmp_path / str(step), KillingKernel(), **keys)) > 5
 
 
 def test_a_del_that_is_refused_something_does_the_rest_and_says_so(tmp_path: Path) -> None:
@@ -325,6 +332,76 @@ def _harm_element(stack: Stack, world: World) -> None:
 def _harm_record(stack: Stack, world: World) -> None:
     for path in (world.rundir / "attachments").iterdir():
         path.unlink()
+
+
+def _harm_gateway(**changes: Any) -> Callable[[Stack, World], None]:
+    return _harm_link(of="tap0", **changes)
+
+
+def _join_bridge(stack: Stack, world: World) -> None:
+    (bridge,) = stack.apply(CreateBridge("br9"))
+    _harm_gateway(master=bridge.ifindex)(stack, world)
+
+
+def _harm_address_of_tap(stack: Stack, world: World) -> None:
+    link = stack.link("tap0")
+    assert link is not None
+    stack.apply(DeleteAddress(link.ifindex, ip_interface("fd10:0:2::1/120")))
+
+
+HARM_WITHOUT_BRIDGE: dict[str, tuple[Callable[[Stack, World], None], str]] = {
+    "MAC": (_harm_gateway(mac="02:00:00:00:00:01"), "the MAC of tap0 is 02:00:00:00:00:01"),
+    "MTU": (_harm_gateway(mtu=1300), "mtu of tap0 is 1300, not 1500"),
+    "down": (_harm_gateway(up=False), "tap0 is down"),
+    "gone": (_harm_gateway(name="other"), "tap tap0 is missing"),
+    "bridge": (_join_bridge, "tap0 is attached to link"),
+    "address": (_harm_address_of_tap, "address fd10:0:2::1/120 is missing on tap0"),
+    "route_localnet": (
+        _harm_sysctl("net/ipv4/conf/tap0/route_localnet", "0"),
+        "sysctl net/ipv4/conf/tap0/route_localnet is 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HARM_WITHOUT_BRIDGE)
+def test_without_a_bridge_check_looks_at_the_tap(tmp_path: Path, what: str) -> None:
+    world = World(tmp_path, **NO_BRIDGE)
+    world.add()
+    world.check()
+    harm, message = HARM_WITHOUT_BRIDGE[what]
+    with world.kernel.netns(POD) as netns, world.kernel.stack(netns) as stack:
+        harm(stack, world)
+    with pytest.raises(CNIError, match=f"^{message}") as caught:
+        world.check()
+    assert caught.value.code == 100
+
+
+def test_without_a_bridge_the_tap_is_the_gateway_and_nothing_else_is_made(tmp_path: Path) -> None:
+    world = World(tmp_path, **NO_BRIDGE)
+    world.add()
+    assert world.links == ["lo", "eth0", "tap0"]
+    gateway = world.pod.by_name("tap0")
+    assert gateway is not None
+    assert (gateway.mac, gateway.master, gateway.up) == ("02:00:00:00:00:00", None, True)
+    held = {str(each.address) for each in world.pod.addresses if each.ifindex == gateway.ifindex}
+    assert held >= {"10.0.2.1/24", "fd10:0:2::1/120", "fe80::ff:fe00:0/64"}
+    assert "k6t-eth0" not in str(world.nft.tables)
+
+
+def test_without_a_bridge_a_second_add_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path, **NO_BRIDGE)
+    world.add()
+    before = world.snapshot()
+    with pytest.raises(CNIError, match="tap0"):
+        world.add()
+    assert world.snapshot() == before
+    world.check()
+
+
+def test_istio_needs_the_bridge(tmp_path: Path) -> None:
+    with pytest.raises(CNIError, match=r"^bridge: Istio's sidecar knows the guest by the bridge") as caught:
+        World(tmp_path, istio=True, **NO_BRIDGE).add()
+    assert caught.value.code == 7
 
 
 HARM: dict[str, tuple[Callable[[Stack, World], None], str]] = {
