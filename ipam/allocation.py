@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cnvnet.cni.fields import Address
-from cnvnet.ipam.lease import Holder, Lease, LeaseKey
+from cnvnet.ipam.lease import Holder, Lease, LeaseKey, same_vm
 from cnvnet.ipam.pool import Pool
 from cnvnet.ipam.store.protocol import LeaseChange
 
@@ -60,6 +60,12 @@ class AllocationRequest(NamedTuple):
     data_dir: str = ""
     # Whether another MAC will do where another key has the one that is asked for.
     mac_yields: bool = False
+    # The UIDs of pods that run the same instance, where that has lost its VM: its UID is none of the VM's.
+    kin: frozenset[str] = frozenset()
+
+    def is_of(self, lease: Lease) -> bool:
+        """Whether the lease may be that of the VM that asks."""
+        return same_vm(lease.vm_uid, self.vm_uid) or any(each.pod_uid in self.kin for each in lease.holders)
 
     def addresses_for(self, lease: Lease | None) -> tuple[AddressRequest, ...]:
         """The requests that count for a key with this lease (None: it has none), the strongest first."""

@@ -22,7 +22,6 @@ from cnvnet.ipam.lease import (
     hold,
     in_order,
     leave,
-    same_vm,
     without,
 )
 from cnvnet.ipam.pool import Pool
@@ -51,7 +50,7 @@ def _acquire(ledger: Ledger, request: AllocationRequest, is_dead: IsDead) -> Lea
     base, lease = stored, None
     if stored is not None:
         lease = without(stored, is_dead, now=request.now)
-        if not same_vm(stored.vm_uid, request.vm_uid):
+        if not request.is_of(stored):
             base, lease = _replace_vm(ledger, request, stored, lease)
     try:
         after = _lease_for(ledger, request, lease)
@@ -294,7 +293,7 @@ def _join_as_target(ledger: Ledger, request: AllocationRequest, lease: Lease | N
     """The target of a migration gets what the source has: nothing else, and nothing before the source."""
     if lease is None or not lease.holders:
         raise InvalidConfig(f"role target: {request.key} runs nowhere in network {request.key.network}")
-    if not same_vm(lease.vm_uid, request.vm_uid):
+    if not request.is_of(lease):
         known = f"has the UID {lease.vm_uid} in {refusals.user(lease.holders[0])}"
         raise InvalidConfig(f"role target: {request.key} {known}, not {request.vm_uid}")
     after = hold(lease, request.holder)._replace(vm_uid=lease.vm_uid or request.vm_uid)

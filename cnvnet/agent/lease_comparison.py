@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cnvnet.kube.api import Api, Document
 
 # Seconds between two looks while something is open: an API that does not answer, a dispute.
-_SOON: Final = 15.0
+_SOON: Final = 5.0
 # Seconds between two looks at all leases while the connection stands.
 _PERIOD: Final = 300.0
 # Seconds that an ADD waits for a look: it has ten in all.

@@ -83,6 +83,8 @@ class Subject(NamedTuple):
     mac_yields: bool = False
     # The pod's.
     annotations: Mapping[str, str] = MappingProxyType({})
+    # The UIDs of the pods that run the instance, as its status has them; of one without a VirtualMachine.
+    pods: frozenset[str] = frozenset()
 
     @property
     def role(self) -> str:
@@ -153,6 +155,7 @@ def subject(pod: Document, vmi: Document | None, ifname: str, network: str = "")
         macs=tuple(_macs(vmi, interface, f"{_INSTANCE} {namespace}/{belongs_to.name}")),
         mac_yields="binding" in interface,
         annotations=annotations_of(pod),
+        pods=frozenset(_object(_object(vmi, "status"), "activePods")) if machine is None else frozenset(),
     )
 
 

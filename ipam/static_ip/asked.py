@@ -63,6 +63,7 @@ def allocation_request(request: Request, config: Config) -> AllocationRequest:
         mac_yields=config.mac_yields,
         now=moment,
         data_dir=config.store.location if config.store.location != statedir(request.env) else "",
+        kin=config.subject.pods if config.subject is not None else frozenset(),
     )
 
 

@@ -13,10 +13,11 @@ from tests import harness
 from tests.e2e.audit import counts
 from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, SYSTEM
 from tests.e2e.control_plane import ControlPlane
+from tests.e2e.controller_process import Process, running_controller
 from tests.e2e.kubevirt_objects import CLAIMS, KubeVirt, Running, claim_of
 from tests.e2e.machine import eventually
 from tests.e2e.static_ip import ACCOUNT, LAN, StaticIpNode, leases, reserved, running_node
-from tests.e2e.test_controller import Process, end_pod, running_controller
+from tests.e2e.test_controller import end_pod
 
 # One control plane for all of them.
 pytestmark = pytest.mark.xdist_group("control_plane")

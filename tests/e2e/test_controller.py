@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from cnvnet.ipam.store.object_names import lease_name
 from tests.e2e.api import Api
 from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, RESERVATIONS, SYSTEM, agent, user
 from tests.e2e.control_plane import ControlPlane
+from tests.e2e.controller_process import Process, running_controller
 from tests.e2e.kubevirt_objects import MACHINES, KubeVirt, Running
 from tests.e2e.machine import eventually
 from tests.harness import installed
@@ -38,37 +38,6 @@ IFNAME = "pod37a8eec1ce1"
 # Seconds for what a watch reports, and for what two sweeps and the grace period find.
 SOON = 10.0
 SWEPT = 20.0
-
-
-class Process:
-    """A controller that runs for the owner of a kubeconfig."""
-
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
-        self.log = log
-        command = [installed("cnvnet-controller"), "--kubeconfig", str(kubeconfig), "--listen", "off"]
-        with self.log.open("wb") as stderr:
-            self.process = subprocess.Popen([*command, "--interval", "0.5", "--grace", "1"], stderr=stderr)
-
-    def lines(self, text: str) -> list[Document]:
-        """The lines of its log with this message."""
-        found = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [each for each in found if each["msg"] == text]
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-
-@contextmanager
-def running_controller(kubeconfig: Path, log: Path) -> Generator[Process]:
-    made = Process(kubeconfig, log)
-    try:
-        yield made
-    finally:
-        if made.process.poll() is None:
-            made.end()
-        assert "Traceback" not in made.log.read_text()
-        assert made.lines("step failed") == []
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,19 @@ def test_a_target_of_another_vm_of_the_same_name_is_refused(desk: Desk) -> None:
     assert error.msg == "role target: VM default/vm1 (eth0) has the UID old in container c1, not new"
 
 
+def test_a_target_whose_instance_has_lost_its_vm_joins_the_pod_that_runs_it(desk: Desk) -> None:
+    """After a deletion with --cascade=orphan the instance is its own VM, with another UID."""
+    lease = desk.add("vm1", "c1", "vm", pod_uid="source-uid").lease
+    moved = desk.add("vm1", "c2", "instance", role=TARGET, kin=frozenset({"source-uid", "target-uid"})).lease
+    assert (moved.ips, moved.mac, moved.vm_uid) == (lease.ips, lease.mac, "vm")
+    error = desk.refusal("vm1", "c3", "instance", role=TARGET, kin=frozenset({"another-uid"}))
+    assert "has the UID vm in" in error.msg
+    # The pod that runs it may be added again, and the lease is the instance's then.
+    desk.delete("c2")
+    again = desk.add("vm1", "c1", "instance", pod_uid="source-uid", kin=frozenset({"source-uid"})).lease
+    assert (again.ips, again.mac, again.vm_uid) == (lease.ips, lease.mac, "instance")
+
+
 def test_requests_are_ignored_during_a_migration_with_a_warning(desk: Desk) -> None:
     desk.add("vm1", "source", ips=("10.0.0.5",), mac="0a:63:00:00:00:01")
     lease, _, remarks = desk.add("vm1", "target", role=TARGET, ips=("10.0.0.6",), mac="0a:63:00:00:00:02")

@@ -51,6 +51,15 @@ def test_the_names_of_owners_count_and_no_label_which_is_cut() -> None:
     assert (result.vm.name, result.vmi, result.hostname) == (long, long, "a" * 63)
 
 
+def test_an_instance_that_has_lost_its_vm_is_known_by_its_pods() -> None:
+    pod, vmi = started("vm-a")
+    assert found(pod, vmi).pods == frozenset()
+    # As a deletion with --cascade=orphan leaves it.
+    del vmi["metadata"]["ownerReferences"]
+    vmi["status"]["activePods"] = {"pod-uid": "node1"}
+    assert found(pod, vmi).pods == {"pod-uid"}
+
+
 def test_an_instance_of_its_own_is_its_own_vm() -> None:
     pod, vmi = started("vmi-alone")
     uid = vmi["metadata"]["uid"]

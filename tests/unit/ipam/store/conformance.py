@@ -105,6 +105,7 @@ class Desk:
         node: str = NODE,
         pod: str = "",
         pod_uid: str = "",
+        kin: frozenset[str] = frozenset(),
     ) -> Allocation:
         asked = AllocationRequest(
             key=key or LeaseKey("net", "default", vm, "eth0"),
@@ -121,6 +122,7 @@ class Desk:
             mac=mac,
             mac_where="args.cni.mac",
             now=self.now,
+            kin=kin,
         )
         return self.store.run(
             lambda ledger: allocator.acquire(ledger, asked, lambda each: each.container_id in self.dead)
