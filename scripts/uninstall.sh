@@ -136,6 +136,15 @@ remove_files() {
     fi
 }
 
+# An agent in a pod leaves a kubeconfig on the node; another one there is an administrator's.
+remove_kubeconfig() {
+    local file=${CNVNET_KUBECONFIG:-/etc/cnvnet/kubeconfig}
+    if [ -f "$file" ] && [ ! -L "$file" ] && grep -q '"current-context": "cnvnet-agent.cnvnet.io"' "$file"; then
+        rm "$file"
+        rmdir "$(dirname "$file")" 2>/dev/null || true
+    fi
+}
+
 uninstall_all() {
     python=$prefix/bin/python
     [ -x "$python" ] || python=$(find_python)
@@ -145,6 +154,7 @@ uninstall_all() {
     ensure_removable
     stop_agent
     remove_files
+    remove_kubeconfig
     say "cnvnet is no longer in $cni_bin and $prefix"
     if $purge; then
         purge_elsewhere

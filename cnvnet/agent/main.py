@@ -8,10 +8,10 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import click
 
@@ -29,7 +29,9 @@ from cnvnet.agent.lease_comparison import LeaseComparison, compare_in
 from cnvnet.agent.lease_queue import LeaseQueue
 from cnvnet.agent.listener import Listener
 from cnvnet.agent.metrics import Metrics, Networks
+from cnvnet.agent.node_kubeconfig import NodeKubeconfig
 from cnvnet.agent.node_metrics import Attached, NodeMetrics, Sources
+from cnvnet.agent.options import Options, checked_address, option
 from cnvnet.agent.own_files import OwnFiles
 from cnvnet.agent.server import Server
 from cnvnet.agent.supervisor import Supervisor
@@ -48,7 +50,7 @@ from cnvnet.plugins.cnv_bridge import observation, reconcile
 from cnvnet.plugins.cnv_bridge.fence import FenceTable
 from cnvnet.plugins.cnv_bridge.state import Context
 from cnvnet.resident import log
-from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
+from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint
 
 # Seconds between two checks whether there is a reason to end.
 _LOOK: Final = 1.0
@@ -61,36 +63,20 @@ _LOG_BYTES: Final = 4 << 20
 _FEWEST: Final = 1024
 
 
-_Command = Callable[..., None]
-
-
-class Options(NamedTuple):
-    """The options of the command line."""
-
-    rundir: str
-    # The path of the socket.
-    socket: str
-    # HOST:PORT; "" for no endpoint.
-    metrics_address: str
-    # Seconds; 0: never.
-    idle_exit: float
-    # Where the leases are of calls that name no folder.
-    statedir: str
-    # The runtime's folder of plugins, for an agent that puts the launchers there; "": it does not.
-    launchers_into: str = ""
-    # A file; "" for what else `cnvnet.kube.credentials.find` finds.
-    kubeconfig: str = ""
-    # Of this node in Kubernetes, for calls that do not say it.
-    node_name: str = ""
-
-
 class Agent:
     """The parts. `run` returns after `stop`, or when the agent has been idle for long enough."""
 
-    def __init__(self, options: Options, listener: Listener, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        listener: Listener,
+        notes: Sequence[str] = (),
+        node_kubeconfig: NodeKubeconfig | None = None,
+    ) -> None:
         """`notes` are lines for `/healthz?verbose`."""
         self._options = options
         self._notes = notes
+        self._node_kubeconfig = node_kubeconfig
         self._listener = listener
         # A signal's handler takes no lock: the thread that it interrupts may hold it.
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -244,12 +230,14 @@ class Agent:
             ["the agent's files were replaced by an upgrade: restart it"] if self._files.replaced() else []
         )
         lost = [f"log: {number} lines are lost, nothing reads it"] if (number := log.lost()) else []
+        left = self._node_kubeconfig.problem if self._node_kubeconfig else ""
         return [
             f"calls: {self._calls.running()} running, {self._calls.waiting()} waiting",
             f"guests: {self._guests.served()} served, {self._guests.waiting()} waiting",
             *self._guests.problems(),
             *upgraded,
             *lost,
+            *([left] if left else []),
             *self._notes,
         ]
 
@@ -327,53 +315,34 @@ def _listener(options: Options) -> Listener:
     return listener.activated(os.environ) or listener.bound(options.socket)
 
 
-def _metrics_address(_: click.Context, __: click.Parameter, value: str) -> str:
-    # click takes a variable that is empty for one that is not there.
-    if value == "off":
-        return ""
-    if value:
-        try:
-            parse_address(value)
-        except ValueError as e:
-            raise click.BadParameter(str(e)) from e
-    return value
-
-
-def _option(name: str, text: str, variable: str = "", **more: object) -> Callable[[_Command], _Command]:
-    """An option that a variable of the environment may give as well."""
-    variable = variable or f"CNVNET_AGENT_{name.upper().replace('-', '_')}"
-    attributes: dict[str, Any] = {"show_envvar": True, "show_default": True, **more}
-    return click.option(f"--{name}", help=text, envvar=variable, **attributes)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@_option(
+@option(
     "rundir",
     "Where the plugins keep their records.",
     "CNVNET_RUNDIR",
     default=RUNDIR,
 )
-@_option("socket", "The socket to listen on.  [default: RUNDIR/agent.sock]", default="")
-@_option(
+@option("socket", "The socket to listen on.  [default: RUNDIR/agent.sock]", default="")
+@option(
     "metrics-address",
     'HOST:PORT for /metrics, /healthz and /readyz; "" or "off" for none.',
     default="127.0.0.1:9440",
-    callback=_metrics_address,
+    callback=checked_address,
 )
-@_option(
+@option(
     "idle-exit",
     "End after so long without a guest and without a call; 0: never.",
     default=0.0,
     type=click.FloatRange(min=0),
     metavar="SECONDS",
 )
-@_option(
+@option(
     "log-level",
     "A CNI call that failed is logged at every level.",
     type=click.Choice(log.LEVELS),
     default="info",
 )
-@_option(
+@option(
     "kubeconfig",
     "How to reach the Kubernetes API, which knows the VMs of pods.  [default: a pod's own credentials, else "
     f"{credentials.DEFAULT_KUBECONFIG}; without either no API is asked]",
@@ -381,15 +350,22 @@ def _option(name: str, text: str, variable: str = "", **more: object) -> Callabl
     default="",
     metavar="FILE",
 )
-@_option(
+@option(
     "node-name", "This node's name in Kubernetes, for calls without CNVNET_NODE.", "NODE_NAME", default=""
 )
-@_option("log-format", "JSON, or text for people.", type=click.Choice(log.FORMATS), default="json")
-@_option(
+@option("log-format", "JSON, or text for people.", type=click.Choice(log.FORMATS), default="json")
+@option(
     "launchers-into",
     "Put the plugins' launchers into this folder of the runtime, beside other programs' files.",
     default="",
     metavar="DIR",
+)
+@option(
+    "node-kubeconfig",
+    "Write the way of the agent's pod to the Kubernetes API into this file, for the node's executables that "
+    f"run without an agent: {credentials.DEFAULT_KUBECONFIG} of the node.",
+    default="",
+    metavar="FILE",
 )
 @click.version_option(VERSION, prog_name="cnvnet-agent")
 def command(
@@ -402,6 +378,7 @@ def command(
     launchers_into: str,
     kubeconfig: str,
     node_name: str,
+    node_kubeconfig: str,
 ) -> None:
     """Serves the virtual machines of this node: DHCP, DHCPv6 and router advertisements."""
     log.configure(log_level, log_format)
@@ -413,6 +390,8 @@ def command(
     options = Options(
         rundir, path, metrics_address, idle_exit, statedir, into, kubeconfig=kubeconfig, node_name=node_name
     )
+    # Executables need it for as long as no agent takes their calls: before this one can.
+    left = NodeKubeconfig(os.path.abspath(node_kubeconfig), os.environ) if node_kubeconfig else None
     os.chdir("/")
     if (limit := _raise_limit()) < _FEWEST:
         log.error(
@@ -422,13 +401,25 @@ def command(
     # The first process of a container ends by no signal that it has no handler for.
     signal.signal(signal.SIGTERM, _leave)
     try:
-        lock = take_lock(rundir, path, on_demand=bool(idle_exit))
-        # Behind the lock: launchers come with the agent that answers them.
-        notes = _prepare(options)
-        agent = Agent(options, _listener(options), notes)
+        if left is not None:
+            left.start()
+        _serve(options, left)
     except listener.Unusable as e:
         log.error("cannot start", error=str(e))
         sys.exit(1)
+    finally:
+        if left is not None:
+            left.close()
+
+
+def _serve(options: Options, left: NodeKubeconfig | None) -> None:
+    """Until a signal ends it. Raises Unusable."""
+    lock = take_lock(options.rundir, options.socket, on_demand=bool(options.idle_exit))
+    if left is not None:
+        left.serve()
+    # Behind the lock: launchers come with the agent that answers them.
+    notes = _prepare(options)
+    agent = Agent(options, _listener(options), notes, left)
 
     def stop(number: int, _: FrameType | None) -> None:
         agent.stop()

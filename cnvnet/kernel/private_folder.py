@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import Final
 
 from cnvnet.call_context import log
@@ -31,11 +32,13 @@ def ensure(*folders: str) -> None:
 def put(path: str, content: bytes) -> None:
     """The file has this content as a whole, on the disk when this returns; others cannot read it.
 
-    Raises OSError, with the file as it was.
+    Two at once for one path are kept apart by their callers. Raises OSError, with the file as it was.
     """
     made = f"{path}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(made, flags, 0o600)
+    # What is there may be another user's, who had it open before only root could write here.
+    with suppress(FileNotFoundError):
+        os.unlink(made)
+    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         write(fd, content)
         os.fsync(fd)

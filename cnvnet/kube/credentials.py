@@ -19,18 +19,30 @@ DEFAULT_KUBECONFIG: Final = "/etc/cnvnet/kubeconfig"
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
-def find(env: Mapping[str, str], kubeconfig: str = "") -> Credentials | None:
+def find(env: Mapping[str, str], kubeconfig: str = "", *, resident: bool = True) -> Credentials | None:
     """The credentials of this process; None where there are none.
 
     The first of: the kubeconfig that CNVNET_KUBECONFIG names, the one that an option names, a pod's files,
-    /etc/cnvnet/kubeconfig. InvalidConfig for a named file that is not there, and for what is wrong in one.
+    /etc/cnvnet/kubeconfig. For a process that is not `resident` the last two change places: the pod in which
+    it is started is another program's, such as Multus'. InvalidConfig for a named file that is not there,
+    and for what is wrong in one.
     """
     named = env.get(VARIABLE) or kubeconfig
     if named:
         return from_kubeconfig(named, env)
-    return in_cluster(env) or (
-        from_kubeconfig(DEFAULT_KUBECONFIG, env) if os.path.exists(DEFAULT_KUBECONFIG) else None
-    )
+    if resident:
+        return in_cluster(env) or _of_the_node(env)
+    return _of_the_node(env) or in_cluster(env)
+
+
+def _of_the_node(env: Mapping[str, str]) -> Credentials | None:
+    try:
+        return from_kubeconfig(DEFAULT_KUBECONFIG, env) if os.path.exists(DEFAULT_KUBECONFIG) else None
+    except InvalidConfig:
+        # Removed since.
+        if os.path.exists(DEFAULT_KUBECONFIG):
+            raise
+        return None
 
 
 def in_cluster(env: Mapping[str, str], folder: str = "") -> Credentials | None:

@@ -40,8 +40,10 @@ class Resource(NamedTuple):
 
 
 PODS = Resource("", "v1", "pods", "Pod", True)
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", False)
 NODES = Resource("", "v1", "nodes", "Node", False)
 EVENTS = Resource("", "v1", "events", "Event", True)
+DAEMON_SETS = Resource("apps", "v1", "daemonsets", "DaemonSet", True)
 VIRTUAL_MACHINES = Resource("kubevirt.io", "v1", "virtualmachines", "VirtualMachine", True)
 INSTANCES = Resource("kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance", True)
 VM_LEASES = Resource("cnvnet.io", "v1alpha1", "vmleases", "VMLease", True)

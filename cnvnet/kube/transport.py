@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from cnvnet import call_context
 from cnvnet.cni.errors import CNIError
-from cnvnet.kube import credential_plugin, tls
+from cnvnet.kube import bound_token, credential_plugin, tls
 from cnvnet.kube.api import ApiError, FinishedRequest, Observe, request_end, unanswered
 from cnvnet.kube.credential_plugin import PluginFailed, Printed
 from cnvnet.kube.failures import Broken, Refused, failure
@@ -142,9 +142,19 @@ class Transport:
                 time.sleep(pause)
 
     def credentials(self) -> str:
-        """Those that requests are sent with, for messages."""
-        credentials = self._credentials
-        return f"token {credentials.token.path}" if credentials.token.path else credentials.source
+        """Those that requests are sent with, for messages, and why a server may refuse them."""
+        used = self._credentials
+        where = f"token {used.token.path}" if used.token.path else used.source
+        try:
+            claims = bound_token.claims(used.token.read())
+        except OSError:
+            claims = None
+        ended = claims.ended(time.time()) if claims is not None else ""
+        if not ended:
+            return where
+        # In a kubeconfig itself such a token is an agent's.
+        remedy = "" if used.token.path else "; the node's next agent writes the file anew"
+        return f"{where}: {ended}{remedy}"
 
     def close(self) -> None:
         """Closes idle connections. Requests may follow, and open others."""

@@ -61,6 +61,14 @@ class Directory:
         self._keep((pod, container_id), fresh)
         return launcher.subject(fresh.pod, fresh.vmi, ifname, network)
 
+    def node(self, pod: PodRef, *, container_id: str = "") -> str:
+        """The name of the pod's node. Shares what was read with `subject`, and raises what that raises."""
+        documents = self._known((pod, container_id))
+        if documents is None:
+            documents = self._read(pod)
+            self._keep((pod, container_id), documents)
+        return launcher.node(documents.pod)
+
     def _read(self, pod: PodRef) -> _Documents:
         if not (pod.namespace and pod.name):
             raise CNIError(INVALID_ENVIRONMENT, "CNI_ARGS K8S_POD_NAMESPACE and K8S_POD_NAME: required")
@@ -112,14 +120,16 @@ class Directory:
             self._recent[key] = documents
 
 
-def open_directory(env: Mapping[str, str], observe: Observe | None = None) -> Directory | None:
+def open_directory(
+    env: Mapping[str, str], observe: Observe | None = None, *, resident: bool = True
+) -> Directory | None:
     """The directory of the API that this environment has credentials for, None without any. CNIError.
 
-    `observe` is called for each request.
+    `observe` is called for each request. `resident` as in `cnvnet.kube.credentials.find`.
     """
     from cnvnet.kube import credentials
 
-    access = credentials.find(env)
+    access = credentials.find(env, resident=resident)
     if access is None:
         return None
     from cnvnet.kube.client import Client

@@ -109,6 +109,11 @@ def is_mirror(pod: Document) -> bool:
     return _MIRROR in annotations_of(pod)
 
 
+def node(pod: Document) -> str:
+    """The name of the pod's node, "" before it has one."""
+    return _text(_object(pod, "spec"), "nodeName")
+
+
 def owner(pod: Document) -> Owner | None:
     """The VirtualMachineInstance that the pod belongs to, None for a pod of any other kind.
 
@@ -128,7 +133,7 @@ def subject(pod: Document, vmi: Document | None, ifname: str, network: str = "")
     belongs_to = owner(pod)
     if belongs_to is None or vmi is None:
         return None
-    metadata, spec = _object(pod, "metadata"), _object(pod, "spec")
+    metadata = _object(pod, "metadata")
     namespace, uid = _text(metadata, "namespace"), _text(_object(vmi, "metadata"), "uid")
     if uid != belongs_to.uid:
         raise CNIError(
@@ -148,7 +153,7 @@ def subject(pod: Document, vmi: Document | None, ifname: str, network: str = "")
         vmi=belongs_to.name,
         vmi_uid=uid,
         pod_uid=_text(metadata, "uid"),
-        node=_text(spec, "nodeName"),
+        node=node(pod),
         migration=_labels(pod).get(_MIGRATION, "") if vm.role == TARGET else "",
         network=name,
         networks=networks,
@@ -167,10 +172,8 @@ def role(pod: Document, vmi: Document) -> str:
     former migration's. The label stays on the pod, so that alone would call the source of the next migration
     a target. The template of a VM may claim the annotation, so the label counts first.
     """
-    if _MIGRATION in _labels(pod):
-        here = _text(_object(pod, "spec"), "nodeName")
-        if _text(_object(vmi, "status"), "nodeName") != here:
-            return TARGET
+    if _MIGRATION in _labels(pod) and _text(_object(vmi, "status"), "nodeName") != node(pod):
+        return TARGET
     return TEMP if annotations_of(pod).get(_PROVISIONING) == "true" else ACTIVE
 
 

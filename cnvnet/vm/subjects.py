@@ -70,4 +70,4 @@ def no_credentials(purpose: str) -> CNIError:
 def _open(env: Mapping[str, str]) -> Directory | None:
     from cnvnet.vm.directory import open_directory
 
-    return open_directory(env)
+    return open_directory(env, resident=False)

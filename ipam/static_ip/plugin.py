@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from cnvnet import call_context
 from cnvnet.attachment.rollback import ErrorCollector
 from cnvnet.cni import unknown_keys
-from cnvnet.cni.conventions import valid_attachments
+from cnvnet.cni.conventions import PodRef, valid_attachments
 from cnvnet.cni.errors import CheckFailed, CNIError, InvalidConfig
 from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, previous
@@ -186,6 +186,8 @@ class StaticIP:
         if subject is not None:
             config = identified(config, subject, partial(interfaces_beside, request))
             return self._claimed(request, config, subject)
+        if config.pod is not None and config.store.kind == KUBERNETES:
+            config = config._replace(node=self._node_of(config.pod, request) or config.node)
         remark = release_remark(config)
         # Most calls have no remark, and need not look for credentials.
         if not remark or self._lookup() is not None:
@@ -209,6 +211,11 @@ class StaticIP:
         where = {"network": request.name, "pod": config.pod.name, "node": node_of(config)}
         claim = claims.read(directory.api, named, subject, **where)
         return config._replace(addresses=(*config.addresses, *claim.requests), ipam_claim=claim)
+
+    def _node_of(self, pod: PodRef, request: Request) -> str:
+        """The pod's node as the API has it: an executable knows no other way what its node is called."""
+        directory = self._lookup()
+        return "" if directory is None else directory.node(pod, container_id=request.container_id)
 
     def _assign(self, request: Request, config: Config) -> Assignment:
         wanted = allocation_request(request, config)

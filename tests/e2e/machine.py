@@ -1,8 +1,9 @@
 """A machine of one's own: a process tree in private namespaces, of which nothing stays when it ends.
 
-Its network, its processes, its mounts, /run, /var/lib and /var/log are its own; the rest of the file system
-is the host's. It lives as long as the standard input of its first process is open, so it ends with a killed
-test run, too, and then the kernel kills what runs in it and takes its mounts and network with it.
+Its network, its processes, its mounts, /run, /var/lib and /var/log are its own, and its /etc is a copy; the
+rest of the file system is the host's. It lives as long as the standard input of its first process is open,
+so it ends with a killed test run, too, and then the kernel kills what runs in it and takes its mounts and
+network with it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 # The host's are hidden, so that programs may use their usual paths.
 _OWN_FOLDERS = ("run", "var/lib", "var/log")
+# Read by all programs, and written by some.
+_COPIED_FOLDER = "etc"
 # Where containerd has a folder for each container.
 CONTAINERS = "run/containerd/io.containerd.runtime.v2.task/k8s.io"
 # What a kubelet writes if it finds anything else. It finds this, and the host's kernel keeps its settings.
@@ -128,20 +131,21 @@ class Machine(harness.Node):
         # An absolute symlink on the way would lead to the host's.
         return f"/proc/{self.first}/root{re.sub('^/var/run/', '/run/', path)}"
 
-    def _entrance(self) -> list[str]:
+    def entrance(self) -> list[str]:
+        """A command that runs the rest of its arguments in all of the machine's namespaces."""
         return ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", "--"]
 
     def start(self, *argv: str, env: dict[str, str] | None = None) -> Daemon:
         """Runs a program until the machine ends. Its log is named after it."""
         log = self.folder / f"{Path(argv[0]).name}.log"
-        daemon = Daemon(self._entrance(), argv, log, {**_bare_environment(), **(env or {})})
+        daemon = Daemon(self.entrance(), argv, log, {**_bare_environment(), **(env or {})})
         self._daemons.append(daemon)
         return daemon
 
     def inside(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a program in all of the machine's namespaces; `run` enters only the network's."""
         done = subprocess.run(
-            [*self._entrance(), *argv], text=True, check=False, capture_output=True, env=_bare_environment()
+            [*self.entrance(), *argv], text=True, check=False, capture_output=True, env=_bare_environment()
         )
         assert done.returncode == 0 or not check, f"{self.name}: {argv}: {done.stdout}{done.stderr}"
         return done
@@ -190,6 +194,8 @@ def running_machine(name: str, folder: Path) -> Generator[Machine]:
     """A machine that ends with the block, all that runs in it killed."""
     for each in (*_OWN_FOLDERS, "sys"):
         (folder / each).mkdir(parents=True)
+    # Whatever a package leaves there, such as a link to nowhere.
+    subprocess.run(["cp", "--archive", f"/{_COPIED_FOLDER}", folder], check=True)
     for setting, value in _WRITTEN_BY_KUBELET.items():
         file = folder / "sys" / setting
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +203,7 @@ def running_machine(name: str, folder: Path) -> Generator[Machine]:
     environment = {
         **_bare_environment(),
         "FOLDER": str(folder),
-        "OWN_FOLDERS": " ".join(_OWN_FOLDERS),
+        "OWN_FOLDERS": " ".join((*_OWN_FOLDERS, _COPIED_FOLDER)),
         "CONTAINERS": str(folder / CONTAINERS),
     }
     with ExitStack() as undo:

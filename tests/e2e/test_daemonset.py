@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import harness
 from tests.e2e import deployed
-from tests.e2e.cnvnet_objects import LEASES, SYSTEM, lease
+from tests.e2e.cnvnet_objects import LEASES, RESERVATIONS, SYSTEM, lease
 from tests.e2e.deployed import AGENT
 from tests.e2e.machine import eventually
 from tests.e2e.testbed import NETWORK_STATUS, NETWORKS, Node, Testbed, running_testbed
 from tests.e2e.thick_multus import CNI_BIN
 from tests.functional.crash.node_state import AttachmentState, attachment_state
-from tests.harness import NAMES
+from tests.harness import NAMES, Outcome
 
 pytestmark = pytest.mark.xdist_group("image")
 
+DAEMON_SET = f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/cnvnet-agent"
 AGENT_PODS = f"/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app.kubernetes.io/name=cnvnet-agent"
 EVENTS = "/api/v1/namespaces/default/events?fieldSelector=reason=FailedCreatePodSandBox"
 # Changes the specification of the agent's pods.
@@ -36,6 +38,13 @@ BRIDGE: dict[str, Any] = {
     "ipam": {"type": "static-ip", "nodeLocal": True, "subnet": "10.9.0.0/24"},
 }
 GUEST: dict[str, Any] = {"type": "vm-bridge", "guestServices": {}}
+# A network with its leases in the cluster, for the executables themselves.
+SHARED = {
+    "cniVersion": "1.1.0",
+    "name": "shared",
+    "type": "macvlan",
+    "ipam": {"type": "static-ip", "store": "kubernetes", "subnet": "10.12.0.0/24"},
+}
 
 
 class Deployment:
@@ -61,13 +70,30 @@ class Deployment:
     def replace_agents(self, change: Change) -> None:
         """Lets agents take the place of those there are whose pods differ by `change` from the base's."""
         before = self.agents()
-        path = f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/cnvnet-agent"
         pod = copy.deepcopy(self._pod)
         change(pod)
         # A JSON merge patch replaces lists as a whole.
-        self.testbed.api.patch(path, {"spec": {"minReadySeconds": 0, "template": {"spec": pod}}})
+        self.testbed.api.patch(DAEMON_SET, {"spec": {"minReadySeconds": 0, "template": {"spec": pod}}})
         self.rolled_out()
         eventually(lambda: not {*before} & {*self.agents()}, "the agents before are gone")
+
+    def keep_agents_away(self) -> None:
+        """Returns when the node has none, and gets none."""
+        self._select({"agents": "elsewhere"})
+        eventually(lambda: not self.agents(), "the agents' pods are gone")
+
+    def let_agents_come(self) -> None:
+        """Takes `keep_agents_away` back."""
+        self._select({"agents": None})
+        eventually(self.agents, "there is an agent's pod")
+        self.rolled_out()
+
+    def _select(self, labels: dict[str, str | None]) -> None:
+        self.testbed.api.patch(DAEMON_SET, {"spec": {"template": {"spec": {"nodeSelector": labels}}}})
+
+    def uninstall(self) -> None:
+        """As docs/kubernetes.md has it."""
+        self.kubectl("delete", "-k", str(self._overlay / "kustomize/base/system"))
 
     def agents(self) -> list[str]:
         return [each["metadata"]["name"] for each in self.testbed.api.get(AGENT_PODS)["items"]]
@@ -81,12 +107,16 @@ class Deployment:
         pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
+    def metrics_or_none(self) -> dict[str, float]:
+        """The same; {} between two agents."""
+        try:
+            return self.metrics()
+        except AssertionError:
+            return {}
+
     def guests(self) -> float:
         """How many are served; none between two agents."""
-        try:
-            return self.metrics().get('cnvnet_guests{network="vms",state="served"}', 0)
-        except AssertionError:
-            return 0
+        return self.metrics_or_none().get('cnvnet_guests{network="vms",state="served"}', 0)
 
     def create(self, name: str, network: str) -> None:
         self.testbed.create_pod(name, self.node, {NETWORKS: network})
@@ -99,6 +129,51 @@ class Deployment:
             return next((each for each in events if each.startswith("FailedCreatePodSandBox")), None)
 
         return eventually(seen, f"pod {name} is refused")
+
+
+class Alone:
+    """static-ip as an executable of the node, run for a pod without any agent."""
+
+    def __init__(self, deployment: Deployment, pod: dict[str, Any]) -> None:
+        self._deployment = deployment
+        self._machine = deployment.node.machine
+        self._args = ";".join(
+            f"K8S_POD_{key.upper()}={pod['metadata'][key]}" for key in ("namespace", "name", "uid")
+        )
+        self.kubeconfig = self._machine.folder / "etc/cnvnet/kubeconfig"
+
+    def call(self, command: str) -> Outcome:
+        return self._machine.cni(
+            "static-ip",
+            command,
+            SHARED,
+            "/run/netns/nowhere",
+            ifname="net9",
+            args=f"IgnoreUnknown=1;{self._args}",
+            within=self._machine.entrance(),
+        )
+
+    def assert_works(self) -> None:
+        """An ADD and a DEL, which are reservations in the API and no more."""
+        address = self.call("ADD").ok()["ips"][0]["address"]
+        assert re.fullmatch(r"10\.12\.0\.\d+/24", address)
+        assert self.reserved() == [address.removesuffix("/24")]
+        self.call("DEL").ok()
+        assert self.reserved() == []
+
+    def reserved(self) -> list[str]:
+        path = f"{RESERVATIONS}?labelSelector=cnvnet.io/network=shared"
+        return [each["spec"]["address"] for each in self._deployment.testbed.api.get(path)["items"]]
+
+    def refusal(self) -> str | None:
+        """What an ADD says that may work later; None for one that works, which is taken back."""
+        outcome = self.call("ADD")
+        if not outcome.code:
+            self.call("DEL").ok()
+            return None
+        error = outcome.error()
+        assert error["code"] == 11
+        return str(error["msg"])
 
 
 def state(node: Node) -> AttachmentState:
@@ -222,3 +297,56 @@ def test_without_a_mount_a_guest_is_refused_with_the_reason(deployment: Deployme
         deployment.testbed.delete_pod(f"refused-{number}")
     deployment.apply()
     deployment.rolled_out()
+
+
+# ---- executables that run without the agent ----
+
+
+@pytest.fixture(scope="module")
+def alone(deployment: Deployment) -> Iterator[Alone]:
+    deployment.create("alone", "cnv")
+    made = Alone(deployment, deployment.testbed.wait_until_running("alone"))
+    with pytest.MonkeyPatch.context() as patch:
+        # The harness would start an agent of its own.
+        patch.setattr(harness, "through", "")
+        yield made
+
+
+def test_an_executable_has_the_way_to_the_api_of_the_agents_pod(
+    deployment: Deployment, alone: Alone
+) -> None:
+    assert alone.kubeconfig.stat().st_mode & 0o7777 == 0o600
+    alone.assert_works()
+    # Also while the process is down; its container begins anew in the same pod.
+    before, written = deployment.agents(), alone.kubeconfig.read_bytes()
+    deployment.node.machine.kill_all("--node-kubeconfig=/host/cnvnet/kubeconfig")
+    alone.assert_works()
+    deployment.rolled_out()
+    eventually(deployment.metrics_or_none, "the agent serves again")
+    assert deployment.agents() == before
+    assert alone.kubeconfig.read_bytes() == written
+
+
+def test_without_the_agents_pod_an_executable_says_so_until_there_is_another(
+    deployment: Deployment, alone: Alone
+) -> None:
+    (agent,) = deployment.agents()
+    deployment.keep_agents_away()
+    # An API server remembers a token for ten seconds.
+    said = eventually(alone.refusal, "the token of a pod that is gone is refused")
+    assert f"the token's pod {SYSTEM}/{agent} is gone" in said
+    assert "/etc/cnvnet/kubeconfig" in said
+    assert "the node's next agent writes the file anew" in said
+    deployment.let_agents_come()
+    eventually(lambda: alone.refusal() is None, "the next agent has written another one")
+    alone.assert_works()
+
+
+def test_an_uninstalled_agent_leaves_no_way_to_the_api(deployment: Deployment, alone: Alone) -> None:
+    """As documented. It is the end of the cluster's installation, and of this module."""
+    deployment.uninstall()
+    eventually(lambda: not alone.kubeconfig.exists(), "the agent has removed it")
+    said = alone.refusal()
+    missing = "CNVNET_KUBECONFIG, --kubeconfig of the agent, or /etc/cnvnet/kubeconfig"
+    assert said == f"store kubernetes: no credentials for the Kubernetes API ({missing})"
+    alone.call("DEL").ok()

@@ -23,6 +23,8 @@ from cnvnet.ipam.store import data_dirs
 from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.ipam.store.sqlite_ledger import SqliteLedger
 from cnvnet.kernel.boot import boot_id
+from cnvnet.kube import node_kubeconfig
+from cnvnet.kube.settings import Credentials, Secret
 from tests.functional.agent.own_agent import eventually, is_there
 from tests.harness import NAMES, launchers, peer
 
@@ -454,6 +456,21 @@ def test_what_was_taken_over_comes_back_and_what_came_later_stays(target: Target
     assert (target.cni_bin / "cnv-bridge").read_bytes() == FOREIGN
     assert later.read_bytes() == b"another program"
     assert len(list(target.cni_bin.iterdir())) == 2
+
+
+def test_the_way_to_the_api_that_an_agents_pod_has_left_goes_and_an_administrators_stays(
+    target: Target,
+) -> None:
+    path = target.folder / "etc/kubeconfig"
+    path.parent.mkdir()
+    pod = Credentials("https://10.96.0.1", "pod", lambda: pod, token=Secret(content=b"token"))
+    path.write_bytes(node_kubeconfig.content(pod))
+    target.install("--uninstall", CNVNET_KUBECONFIG=str(path))
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    path.write_text("apiVersion: v1\ncurrent-context: admin\n")
+    target.install("--uninstall", CNVNET_KUBECONFIG=str(path))
+    assert path.exists()
 
 
 @pytest.mark.parametrize("folder", ["/", "/srv", "/var/lib", "/var/lib/cnvnet/..", "/run"])

@@ -40,6 +40,22 @@ def test_what_an_older_version_left_open_is_closed(tmp_path: Path) -> None:
     assert lines == []
 
 
+@pytest.mark.parametrize("left", ["file", "symlink"])
+def test_a_file_is_ours_alone_whatever_was_left_beside_it(tmp_path: Path, left: str) -> None:
+    """Another user has opened it, or lets it lead elsewhere, from before only root could write there."""
+    fresh, victim = tmp_path / "secret.new", tmp_path / "victim"
+    victim.write_text("as it was")
+    if left == "file":
+        fresh.hardlink_to(victim)
+    else:
+        fresh.symlink_to(victim)
+    private_folder.put(str(tmp_path / "secret"), b"content")
+    assert (tmp_path / "secret").read_bytes() == b"content"
+    assert mode(tmp_path / "secret") == 0o600
+    assert victim.read_text() == "as it was"
+    assert not fresh.exists()
+
+
 def test_a_sticky_folder_is_left_as_it_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     private_folder.ensure(str(tmp_path))

@@ -253,6 +253,31 @@ def test_the_first_source_counts(path: Path, pod: str, monkeypatch: pytest.Monke
     assert source({**IN_POD, "CNVNET_KUBECONFIG": str(named)}, str(option)) == str(named)
 
 
+def test_the_pod_that_an_executable_is_started_in_is_anothers(
+    path: Path, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", pod)
+    monkeypatch.setattr(credentials, "DEFAULT_KUBECONFIG", kubeconfig(path))
+    found = find(IN_POD, resident=False)
+    assert found is not None
+    assert found.source == str(path)
+    path.unlink()
+    found = find(IN_POD, resident=False)
+    assert found is not None
+    assert found.source == pod
+
+
+def test_a_nodes_kubeconfig_that_goes_meanwhile_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "DEFAULT_KUBECONFIG", kubeconfig(path))
+
+    def read(*_: object) -> None:
+        path.unlink()
+        raise InvalidConfig("cannot be read")
+
+    monkeypatch.setattr(credentials, "from_kubeconfig", read)
+    assert find({}, resident=False) is None
+
+
 def source(env: dict[str, str], option: str = "") -> str:
     found = find(env, option)
     assert found is not None

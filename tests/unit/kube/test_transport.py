@@ -15,6 +15,7 @@ from cnvnet.kube.resources import VM_LEASES
 from cnvnet.kube.settings import Credentials, Secret, Tls
 from tests.fakes.api_server import ApiServer, answer, black_hole, delay, drop, refuse, running_api_server
 from tests.fakes.certificates import Authority
+from tests.fakes.tokens import bound_token
 
 
 def watched(client: Client) -> WatchEvent:
@@ -278,6 +279,21 @@ class TestTokens:
             f"Kubernetes API {server.url}: get vmleases default/x: 401 Unauthorized: Unauthorized"
             f" (token {tmp_path}/token)"
         )
+
+    def test_an_error_names_the_pod_that_a_token_was_for_and_no_token(self, server: ApiServer) -> None:
+        server.tokens = {"another"}
+        given = bound_token("cnvnet-agent-x7k", "u1").encode()
+        client = Client(server.credentials(token=Secret(content=given)))
+        with pytest.raises(ApiError) as caught:
+            VERBS["get"](client)
+        reason = "the token's pod cnvnet-system/cnvnet-agent-x7k is gone, or its ServiceAccount"
+        remedy = "the node's next agent writes the file anew"
+        assert str(caught.value).endswith(f": 401 Unauthorized: Unauthorized (the test: {reason}; {remedy})")
+
+    def test_an_error_says_that_a_token_has_expired(self, server: ApiServer, tmp_path: Path) -> None:
+        server.tokens = {"another"}
+        with pytest.raises(ApiError, match=rf"\(token {tmp_path}/token: the token has expired \(20.*Z\)\)$"):
+            VERBS["get"](self.client(server, tmp_path, bound_token("x", "u1", lifetime=-1)))
 
     @pytest.mark.parametrize("content", ["", "hush\nhush", "hush hush", "hush\x00", "hüsh"])
     def test_what_is_no_token_is_not_sent_and_not_shown(
