@@ -278,7 +278,7 @@ class Commit:
             left=left,
             reservations=self._pods.get(lease.key, {}),
         )
-        self._intents.forget(lease.key.network, interfaces(work.before) - interfaces(lease))
+        self._intents.forget(lease.key, interfaces(work.before) - interfaces(lease))
         self._facts.taken.add(lease.key.network, lease.ips)
 
     def _drop_given_up(self, work: Work, lease: Lease) -> tuple[str, ...]:

@@ -181,8 +181,10 @@ class Facts:
             listed = self._api.list(
                 IP_RESERVATIONS, labels=object_names.reserved_in_block(*block), metadata_only=True
             )
-            reserved = (object_names.reserved_ip(network, each["metadata"]["name"]) for each in listed.items)
-            self._names[block] = {number(each) for each in reserved if each is not None}
+            names = (object_names.reserved_ip(network, each["metadata"]["name"]) for each in listed.items)
+            reserved = [each for each in names if each is not None]
+            self.taken.add(network, reserved)
+            self._names[block] = {number(each) for each in reserved}
         return self._names[block]
 
     def state(self, network: str, ip: Address) -> BlockState:

@@ -103,11 +103,11 @@ class Intents:
         resumed = [each for each in holders if (lease.key.network, *interface(each)) in self._open]
         self.finish(lease, resumed, stored, left=(), reservations={})
 
-    def forget(self, network: str, interfaces: Iterable[tuple[str, str]]) -> None:
-        """These interfaces hold nothing any more. CNIError."""
+    def forget(self, key: LeaseKey, interfaces: Iterable[tuple[str, str]]) -> None:
+        """These interfaces hold nothing of this key any more; another one may have them by now. CNIError."""
         for each in interfaces:
-            hold = self._holds.get(network, *each)
-            if hold is not None and hold.state != holds.COOLING:
+            hold = self._holds.get(key.network, *each)
+            if hold is not None and hold.state != holds.COOLING and hold.lease.key == key:
                 self._holds.remove(hold)
 
     def withdraw(self) -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from cnvnet.ipam.lease import POD, LeaseKey
-from cnvnet.vm.identity import ACTIVE
+from cnvnet.vm.identity import ACTIVE, TEMP
 from tests.unit.ipam.store.conformance import Desk, roles
 
 
@@ -83,3 +83,18 @@ def test_an_undone_move_does_not_take_an_address_back_from_its_new_owner(desk: D
     lease = desk.lease("vm1")
     assert lease is not None
     assert (lease.ips, lease.state) == ((ip_address("10.0.0.6"),), "stopped")
+
+
+def test_an_undone_add_gives_a_container_of_a_dead_ones_name_back_to_its_former_vm(desk: Desk) -> None:
+    """Both leases gain a holder again: of the one that the container had, and of the one that it joined."""
+    desk.add("vm1", "c0")
+    desk.add("vm2", "c2")
+    desk.add("vm2", "c4")
+    desk.dead.add("c4")
+    before = desk.rows()
+    granted = desk.add("vm2", "c0", role=TEMP)
+    desk.revert(granted, "c0")
+    assert desk.rows() == before
+    assert desk.store.knows("net", "c0", "eth0")
+    desk.delete("c0")
+    assert roles(desk.lease("vm1")) == {}

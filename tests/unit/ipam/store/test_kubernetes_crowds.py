@@ -168,3 +168,28 @@ def test_an_add_passes_by_what_only_the_controller_may_free(server: ApiServer, t
     server.inject(refuse(403), verb="delete", times=99)
     with pytest.raises(CNIError, match="all 5 addresses of"):
         node.attach("vm1", "c1")
+
+
+def test_no_add_lists_a_network_that_is_half_full(server: ApiServer, tmp_path: Path) -> None:
+    """Of what the other node has given out this one knows nothing."""
+    node, other = (Node(server, tmp_path, name, direct=True, clock=lambda: 1000) for name in ("n1", "n2"))
+    given = a_pool("10.0.0.0/24")
+    for number in range(126):
+        other.attach_pod(f"there{number}", given=given)
+    before = server.count()
+    for number in range(200):
+        node.attach_pod(f"here{number}", given=given)
+        node.delete(f"here{number}")
+    assert server.count("list") == 0
+    # Each ADD and DEL has one, and some ADDs meet an address that is taken.
+    assert server.count() - before < 3 * 400
+
+
+def test_a_network_that_was_listed_is_known_for_a_while(server: ApiServer, tmp_path: Path) -> None:
+    node, other = (Node(server, tmp_path, name, direct=True, clock=lambda: 1000) for name in ("n1", "n2"))
+    given = a_pool("10.0.0.0/24")
+    for number in range(240):
+        other.attach_pod(f"there{number}", given=given)
+    for number in range(5):
+        node.attach_pod(f"here{number}", given=given)
+    assert server.count("list") == 1
