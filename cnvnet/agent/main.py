@@ -17,6 +17,7 @@ import click
 
 from cnvnet import VERSION
 from cnvnet.agent import handlers, launchers, listener, registry, systemd
+from cnvnet.agent.address_events import AddressEvents
 from cnvnet.agent.calls.runner import CallRunner
 from cnvnet.agent.guards import GuardReconciler
 from cnvnet.agent.guests.packet_loop_process import PacketLoopProcess
@@ -95,11 +96,13 @@ class Agent:
         self._directory = SharedDirectory(
             {**os.environ, credentials.VARIABLE: options.kubeconfig}, requests.observe
         )
+        self._events = AddressEvents(self._directory, self._metrics.observe_dropped_event)
         static_ip = StaticIP(
             on_refusal=self._metrics.observe_refusal,
             lookup=self._directory,
             node_name=options.node_name,
             before_cluster_add=lambda network: self._lease_comparison.ensure_compared(network),
+            on_event=self._events.put,
         )
         route = handlers.guest_handlers(self._guests, self._loop, self._retire)
         self._kernel = ResidentKernel(log.error)
@@ -160,6 +163,7 @@ class Agent:
         self._lease_queue.start()
         self._lease_comparison.start()
         self._lease_adoption.start()
+        self._events.start()
         if self._endpoint is not None:
             self._endpoint.start()
         self._server.start()
@@ -188,6 +192,7 @@ class Agent:
         self._lease_queue.stop()
         self._lease_comparison.stop()
         self._lease_adoption.stop()
+        self._events.stop()
         self._loop.stop()
         if self._endpoint is not None:
             self._endpoint.stop()

@@ -101,6 +101,11 @@ class Metrics:
             ["network"],
             registry=self.registry,
         )
+        self._dropped_events = Counter(
+            "cnvnet_agent_events_dropped",
+            "Kubernetes events about addresses that were not written.",
+            registry=self.registry,
+        )
         self._reconciliations = Counter(
             "cnvnet_nft_reconciliations",
             "How often rules or elements were missing in a table of nftables and were restored.",
@@ -132,6 +137,10 @@ class Metrics:
         full = _FULL in error.msg or _FULL in error.details
         reason = "exhausted" if full else _REASONS.get(error.code, "internal")
         self._failures.labels(self._networks.label(network), reason).inc()
+
+    def observe_dropped_event(self) -> None:
+        """An event about an address was not written."""
+        self._dropped_events.inc()
 
     def observe_table(self, table: str, *, reconciled: bool, newer: bool) -> None:
         """A table of nftables was reconciled."""

@@ -16,8 +16,7 @@ import click
 from cnvnet import VERSION
 from cnvnet.cni.errors import CNIError
 from cnvnet.controller import survey
-from cnvnet.controller.election import Election, Seat, own_identity
-from cnvnet.controller.events import EventWriter
+from cnvnet.controller.election import NAME, Election, Seat, own_identity
 from cnvnet.controller.metrics import ControllerMetrics
 from cnvnet.controller.steps import CleanupStep
 from cnvnet.controller.sweep import Limits, Plan, plan
@@ -25,6 +24,7 @@ from cnvnet.controller.worker import CleanupWorker
 from cnvnet.kube import credentials
 from cnvnet.kube.api import Api, Observe
 from cnvnet.kube.client import Client
+from cnvnet.kube.events import EventWriter
 from cnvnet.kube.metrics import ApiMetrics
 from cnvnet.resident import log
 from cnvnet.resident.endpoint import AddressUnavailable, Endpoint, Health, open_endpoint, parse_address
@@ -65,7 +65,7 @@ class Controller:
         self._election = Election(api, Seat(options.namespace, own_identity()), self._observe_election)
         self._metrics = ControllerMetrics(self._election.is_leader)
         requests.register(self._metrics.registry)
-        self._events = EventWriter(api, self._metrics.observe_dropped)
+        self._events = EventWriter(lambda: api, NAME, lambda _: self._metrics.observe_dropped())
         self._worker = CleanupWorker(
             api,
             self._election,

@@ -11,14 +11,14 @@ from cnvnet.cni.errors import CNIError
 from cnvnet.controller import steps, survey
 from cnvnet.controller.cleanup import Cleaner, Done, Overtaken
 from cnvnet.controller.election import Election, LeadershipLost
-from cnvnet.controller.events import EventWriter
 from cnvnet.controller.metrics import DONE, FAILED, OVERTAKEN, ControllerMetrics
 from cnvnet.controller.snapshot import Doubt, UnreadableObject
 from cnvnet.controller.steps import CleanupStep
 from cnvnet.controller.sweep import Limits, Plan, plan
 from cnvnet.ipam.store.object_names import FINALIZER
 from cnvnet.kube.api import Api, ApiError, Document
-from cnvnet.kube.resources import VM_LEASES
+from cnvnet.kube.events import EventWriter, InvolvedObject, KubernetesEvent
+from cnvnet.kube.resources import VIRTUAL_MACHINES, VM_LEASES
 from cnvnet.kube.watch import Change, Selection, Watcher
 from cnvnet.resident import log
 
@@ -243,7 +243,9 @@ class CleanupWorker:
         if reason:
             addresses = ", ".join(done.addresses)
             about = f"network {done.network}" + (f", {addresses}" if addresses else "")
-            self._events.put(done.document, reason, f"{text} ({about}): {done.reason}")
+            said = f"{text} ({about}): {done.reason}"
+            for involved in (InvolvedObject.of(done.document), *_vm(done)):
+                self._events.put(KubernetesEvent(involved, reason, said))
 
     def _failed(self, action: str, subject: str, error: CNIError | UnreadableObject) -> None:
         self._metrics.observe_step(action, FAILED)
@@ -258,6 +260,19 @@ class CleanupWorker:
             log.warning("left alone", object=each.subject, reason=each.reason)
         if len(new) > _MOST_DOUBTS:
             log.warning("more objects are left alone", number=len(new) - _MOST_DOUBTS)
+
+
+def _vm(done: Done) -> Iterable[InvolvedObject]:
+    """The VM whose addresses were released: who looks for them looks there."""
+    spec: Mapping[str, str] = done.document.get("spec") or {}
+    if done.action != steps.FINISH_LEASE or not done.addresses or not spec.get("vmUID"):
+        return
+    metadata = done.document["metadata"]
+    owners = metadata.get("ownerReferences") or ()
+    kind = next((each["kind"] for each in owners if each.get("uid") == spec["vmUID"]), VIRTUAL_MACHINES.kind)
+    yield InvolvedObject(
+        VIRTUAL_MACHINES.api_version, kind, metadata["namespace"], spec["vm"], spec["vmUID"]
+    )
 
 
 def _report_watch(problem: str) -> None:

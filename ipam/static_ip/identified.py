@@ -58,13 +58,6 @@ def _contradicted(config: Config, release: str) -> Iterator[str]:
         yield f"args.cni.persistIP: {str(config.persists).lower()} ignored: {why}"
 
 
-def unclaimed(config: Config) -> str:
-    """Why no IPAMClaim keeps addresses of this network, "" where one may."""
-    if config.store.kind == SQLITE:
-        return "the leases of this network are each node's own"
-    return "" if config.allows_claims else "the network has allowPersistentIPs: false"
-
-
 def _requests(
     asked: tuple[AnnotatedAddress, ...], foreign: list[AnnotatedAddress]
 ) -> Iterator[AddressRequest]:

@@ -30,6 +30,7 @@ from cnvnet.ipam.static_ip.asked import (
     node_of,
     result_of,
 )
+from cnvnet.ipam.static_ip.claimed import claimed
 from cnvnet.ipam.static_ip.config import (
     Config,
     all_store_refs,
@@ -39,12 +40,13 @@ from cnvnet.ipam.static_ip.config import (
     storable,
     store_refs,
 )
-from cnvnet.ipam.static_ip.identified import identified, unclaimed
+from cnvnet.ipam.static_ip.identified import identified
+from cnvnet.ipam.static_ip.reports import OnEvent, OnRefusal, Reports
 from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.opening import open_kubernetes, open_store
-from cnvnet.ipam.store.protocol import LeasesLost, Ledger, Store, Usage
+from cnvnet.ipam.store.protocol import LeaseChange, LeasesLost, Ledger, Store, Usage
 from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
-from cnvnet.vm.identity import ACTIVE, TARGET
+from cnvnet.vm.identity import TARGET
 from cnvnet.vm.launcher import Subject
 from cnvnet.vm.subjects import Lookup, no_api, own_lookup, subject_of
 
@@ -81,21 +83,23 @@ class StaticIP:
     def __init__(
         self,
         open_store: Callable[[StoreRef], Store] = open_store,
-        on_refusal: Callable[[str, CNIError], None] | None = None,
+        on_refusal: OnRefusal | None = None,
         lookup: Lookup = no_api,
         node_name: str = "",
         before_cluster_add: Callable[[str], None] = lambda _: None,
+        on_event: OnEvent | None = None,
     ) -> None:
         """`on_refusal` is called for each ADD that gets no address, with the network and the error.
 
         `before_cluster_add` is called with the network before an ADD asks the cluster's store for addresses;
-        it may refuse it by a CNIError.
+        it may refuse it by a CNIError. `on_event` is called for what is to be said of addresses in
+        Kubernetes, and does not wait.
 
         `lookup` leads to the Kubernetes API, which knows the VMs of pods. `node_name` is this node's there,
         for calls whose environment does not say it.
         """
         self._open_store = open_store
-        self._on_refusal = on_refusal
+        self._reports = Reports(on_refusal, on_event)
         self._lookup = lookup
         self._node_name = node_name
         self._before_cluster_add = before_cluster_add
@@ -120,9 +124,10 @@ class StaticIP:
 
     def configure(self, request: Request) -> Config:
         """What an ADD's configuration asks for, for which VM. Raises CNIError: 7, of the API 11."""
-        with self._reporting(request.name):
+        with self._reports.adding(request) as known:
             config = Config.parse(request, self._has_api)
-            return self._identified(request, config._replace(node=config.node or self._node_name))
+            config = config._replace(node=config.node or self._node_name)
+            return self._identified(request, config, known)
 
     def assign(self, request: Request, config: Config | None = None) -> Assignment:
         """The addresses (and the MAC) of the VM's interface; this pod becomes a holder of them.
@@ -132,8 +137,10 @@ class StaticIP:
         `revert` undoes it.
         """
         config = config or self.configure(request)
-        with self._reporting(request.name):
-            return self._assign(request, config)
+        with self._reports.adding(request, config.subject):
+            assignment = self._assign(request, config)
+        self._reports.allocated(config, assignment.allocation)
+        return assignment
 
     def usage(self, folder: str, now: int) -> Iterator[Usage]:
         """The counts of all networks in the store of `folder`, in those that it lists and that calls use.
@@ -172,20 +179,12 @@ class StaticIP:
         store = self._cluster(StoreRef(KUBERNETES, statedir))
         return Adoption(store, directory, statedir=statedir, rundir=rundir, clock=now).run()
 
-    @contextmanager
-    def _reporting(self, network: str) -> Generator[None]:
-        try:
-            yield
-        except CNIError as e:
-            if self._on_refusal is not None:
-                self._on_refusal(network, e)
-            raise
-
-    def _identified(self, request: Request, config: Config) -> Config:
+    def _identified(self, request: Request, config: Config, known: list[Subject]) -> Config:
         subject = subject_of(config.claim, request, self._lookup)
         if subject is not None:
+            known.append(subject)
             config = identified(config, subject, partial(interfaces_beside, request))
-            return self._claimed(request, config, subject)
+            return claimed(config, subject, request, self._lookup)
         if config.pod is not None and config.store.kind == KUBERNETES:
             config = config._replace(node=self._node_of(config.pod, request) or config.node)
         remark = release_remark(config)
@@ -193,24 +192,6 @@ class StaticIP:
         if not remark or self._lookup() is not None:
             return config
         return config._replace(remarks=(remark, *config.remarks))
-
-    def _claimed(self, request: Request, config: Config, subject: Subject) -> Config:
-        """The configuration with the IPAMClaim that the pod names for the interface, if it does."""
-        # Of the pod in which the VM is to run: one that moves in gets what the other has.
-        directory = self._lookup() if subject.vmi and subject.role == ACTIVE else None
-        if directory is None:
-            return config
-        from cnvnet.ipam.static_ip import claims
-
-        named = claims.reference(subject.annotations, request.ifname)
-        if named is None or config.pod is None:
-            return config
-        if ignored := unclaimed(config):
-            remark = f"{named.where}: {named.name} ignored: {ignored}"
-            return config._replace(remarks=(*config.remarks, remark))
-        where = {"network": request.name, "pod": config.pod.name, "node": node_of(config)}
-        claim = claims.read(directory.api, named, subject, **where)
-        return config._replace(addresses=(*config.addresses, *claim.requests), ipam_claim=claim)
 
     def _node_of(self, pod: PodRef, request: Request) -> str:
         """The pod's node as the API has it: an executable knows no other way what its node is called."""
@@ -339,7 +320,7 @@ class StaticIP:
             with _of_network(request.name):
                 if not self._store(where).knows(*interface):
                     return False
-            self._run(request, where, lambda ledger: allocator.release(ledger, *interface, now=moment))
+            self._end(request, where, lambda ledger: allocator.release(ledger, *interface, now=moment))
         except LeasesLost as e:
             # What it held is lost with the rest, and a DEL that fails would keep the pod for ever.
             call_context.log(f"{e.msg}; nothing was released")
@@ -391,11 +372,20 @@ class StaticIP:
                 return
         if where.kind == KUBERNETES and not here:
             here = self._cluster(where).node
-        self._run(
+        self._end(
             request,
             where,
             lambda ledger: allocator.collect(ledger, request.name, valid, node=here, now=moment),
         )
+
+    def _end(self, request: Request, where: StoreRef, action: Callable[[Ledger], None]) -> None:
+        """Run what ends holds, and say what that has freed."""
+
+        def end(ledger: Ledger) -> tuple[LeaseChange, ...]:
+            action(ledger)
+            return tuple(ledger.changes)
+
+        self._reports.ended(self._run(request, where, end))
 
     def status(self, request: Request) -> None:
         """Code 50 if an ADD could not write the store.

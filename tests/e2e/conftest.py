@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from cnvnet import VERSION
+from tests import harness
 from tests.e2e.cnvnet_objects import free_leases, running_cluster
 from tests.e2e.control_plane import ControlPlane
+from tests.e2e.controller_process import Process, bound_kubeconfig, running_controller
 from tests.e2e.kubevirt_objects import KubeVirt
+from tests.e2e.machine import eventually
+from tests.e2e.static_ip import StaticIpNode, running_node
 from tests.e2e.testbed import Testbed, running_testbed
 from tests.functional.test_scripts import run_script
 
@@ -49,6 +53,34 @@ def kubevirt(control_plane: ControlPlane) -> KubeVirt:
     made = KubeVirt(control_plane)
     made.install()
     return made
+
+
+@pytest.fixture(scope="module")
+def controller(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """As it runs in a cluster: with the token of its ServiceAccount that is bound to its pod."""
+    log = tmp_path_factory.mktemp("controller") / "controller.log"
+    with (
+        bound_kubeconfig(control_plane) as kubeconfig,
+        running_controller(kubeconfig, log) as running,
+    ):
+        eventually(lambda: running.lines("this replica leads"), "it leads")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def nodes(
+    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StaticIpNode, StaticIpNode]]:
+    """`node-1` and `node-2`, each with its agent, for calls of static-ip."""
+    with pytest.MonkeyPatch.context() as patch:
+        # These agents have credentials; the harness' own would have none.
+        patch.setattr(harness, "through", "")
+        folder = tmp_path_factory.mktemp("nodes")
+        with (
+            running_node(control_plane, "node-1", folder / "1") as one,
+            running_node(control_plane, "node-2", folder / "2") as two,
+        ):
+            yield one, two
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.cnvnet_objects import CONTROLLER, SYSTEM
+from tests.e2e.control_plane import ControlPlane
 from tests.harness import installed
 
 Document = dict[str, Any]
@@ -44,3 +47,19 @@ def running_controller(kubeconfig: Path, log: Path) -> Generator[Process]:
             made.end()
         assert "Traceback" not in made.log.read_text()
         assert made.lines("step failed") == []
+
+
+@contextmanager
+def bound_kubeconfig(control_plane: ControlPlane) -> Generator[Path]:
+    """A kubeconfig with the token of its ServiceAccount that is bound to a pod of its own."""
+    name = f"controller-{uuid.uuid4().hex[:5]}"
+    pod = control_plane.create_pod(SYSTEM, name, "node-1", CONTROLLER)
+    yield control_plane.kubeconfig(control_plane.token(SYSTEM, CONTROLLER, pod))
+    end_pod(control_plane, pod)
+
+
+def end_pod(control_plane: ControlPlane, pod: Document) -> None:
+    """As `kubectl delete --force` does it: no kubelet is there to end it."""
+    metadata = pod["metadata"]
+    path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+    control_plane.api.delete(path, gracePeriodSeconds=0)

@@ -30,7 +30,14 @@ class StaticIpNode:
         self.process = process
 
     def call(
-        self, command: str, pod: Document, *, ifname: str = LAN, network: str = "", **keys: Any
+        self,
+        command: str,
+        pod: Document,
+        *,
+        ifname: str = LAN,
+        network: str = "",
+        sandbox: str = "",
+        **keys: Any,
     ) -> Outcome:
         """A call for the pod's interface; `keys` are keys of the network's configuration."""
         metadata = pod["metadata"]
@@ -47,7 +54,7 @@ class StaticIpNode:
             command,
             {**document, "ipam": ipam, **keys},
             "/run/netns/nowhere",
-            container_id=metadata["uid"],
+            container_id=f"{sandbox}{metadata['uid']}",
             ifname=ifname,
             args=";".join(f"{key}={value}" for key, value in args.items()),
             env={"CNVNET_AGENT": "auto"},

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests import harness
 from tests.e2e.audit import counts
-from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, SYSTEM
+from tests.e2e.cnvnet_objects import LEASES
 from tests.e2e.control_plane import ControlPlane
-from tests.e2e.controller_process import Process, running_controller
 from tests.e2e.kubevirt_objects import CLAIMS, KubeVirt, Running, claim_of
 from tests.e2e.machine import eventually
-from tests.e2e.static_ip import ACCOUNT, LAN, StaticIpNode, leases, reserved, running_node
-from tests.e2e.test_controller import end_pod
+from tests.e2e.static_ip import ACCOUNT, LAN, StaticIpNode, leases, reserved
 
 # One control plane for all of them.
 pytestmark = pytest.mark.xdist_group("control_plane")
@@ -25,33 +21,6 @@ pytestmark = pytest.mark.xdist_group("control_plane")
 Document = dict[str, Any]
 
 MAC = "02:00:00:00:01:01"
-
-
-@pytest.fixture(scope="module")
-def nodes(
-    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[StaticIpNode, StaticIpNode]]:
-    """Two nodes, each with its agent."""
-    with pytest.MonkeyPatch.context() as patch:
-        # These agents have credentials; the harness' own would have none.
-        patch.setattr(harness, "through", "")
-        folder = tmp_path_factory.mktemp("nodes")
-        with (
-            running_node(control_plane, "node-1", folder / "1") as one,
-            running_node(control_plane, "node-2", folder / "2") as two,
-        ):
-            yield one, two
-
-
-@pytest.fixture(scope="module")
-def controller(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """With the token of its ServiceAccount, bound to its pod."""
-    pod = control_plane.create_pod(SYSTEM, f"controller-{uuid.uuid4().hex[:5]}", "node-1", CONTROLLER)
-    kubeconfig = control_plane.kubeconfig(control_plane.token(SYSTEM, CONTROLLER, pod))
-    log = tmp_path_factory.mktemp("controller") / "controller.log"
-    with running_controller(kubeconfig, log) as running:
-        yield running
-    end_pod(control_plane, pod)
 
 
 def is_marked(control_plane: ControlPlane, path: str) -> bool:
@@ -87,12 +56,12 @@ class Claimed:
         self.kubevirt.release_claim(self.machine)
 
 
+@pytest.mark.usefixtures("controller")
 def test_a_vm_has_its_claims_addresses_from_its_first_start_to_its_deletion(
     control_plane: ControlPlane,
     kubevirt: KubeVirt,
     tenant: str,
     nodes: tuple[StaticIpNode, StaticIpNode],
-    controller: Process,
 ) -> None:
     one, two = nodes
     vm = Claimed(control_plane, kubevirt, tenant, "web")
@@ -137,12 +106,12 @@ def test_a_vm_has_its_claims_addresses_from_its_first_start_to_its_deletion(
     eventually(lambda: not leases(control_plane, tenant), "the lease is gone")
 
 
+@pytest.mark.usefixtures("controller")
 def test_a_claim_that_is_deleted_and_made_anew_keeps_a_running_vms_address_until_it_stops(
     control_plane: ControlPlane,
     kubevirt: KubeVirt,
     tenant: str,
     nodes: tuple[StaticIpNode, StaticIpNode],
-    controller: Process,
 ) -> None:
     one, _ = nodes
     vm = Claimed(control_plane, kubevirt, tenant, "web")

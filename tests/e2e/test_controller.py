@@ -21,7 +21,7 @@ from cnvnet.ipam.store.object_names import lease_name
 from tests.e2e.api import Api
 from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, RESERVATIONS, SYSTEM, agent, user
 from tests.e2e.control_plane import ControlPlane
-from tests.e2e.controller_process import Process, running_controller
+from tests.e2e.controller_process import Process, end_pod, running_controller
 from tests.e2e.kubevirt_objects import MACHINES, KubeVirt, Running
 from tests.e2e.machine import eventually
 from tests.harness import installed
@@ -38,18 +38,6 @@ IFNAME = "pod37a8eec1ce1"
 # Seconds for what a watch reports, and for what two sweeps and the grace period find.
 SOON = 10.0
 SWEPT = 20.0
-
-
-@pytest.fixture(scope="module")
-def controller(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """As it runs in a cluster: with the token of its ServiceAccount that is bound to its pod."""
-    pod = control_plane.create_pod(SYSTEM, "controller-1", "node-1", CONTROLLER)
-    kubeconfig = control_plane.kubeconfig(control_plane.token(SYSTEM, CONTROLLER, pod))
-    log = tmp_path_factory.mktemp("controller") / "controller.log"
-    with running_controller(kubeconfig, log) as running:
-        eventually(lambda: running.lines("this replica leads"), "it leads")
-        yield running
-    end_pod(control_plane, pod)
 
 
 @pytest.fixture
@@ -144,13 +132,6 @@ def reserve_for_pod(control_plane: ControlPlane, pod: Document, network: str, ip
     lease = Lease(key, (ip_address(ip),), release="pod", holders=(holder,))
     document = objects.reservation_document(key, ip, nonce="1", pod=lease)
     return _reserve(agent(control_plane, holder.node), holder.node, document)
-
-
-def end_pod(control_plane: ControlPlane, pod: Document) -> None:
-    """As `kubectl delete --force` does it: no kubelet is there to end it."""
-    metadata = pod["metadata"]
-    path = f"{NAMESPACES}/{metadata['namespace']}/pods/{metadata['name']}"
-    control_plane.api.delete(path, gracePeriodSeconds=0)
 
 
 def delete_machine(control_plane: ControlPlane, running: Running, **options: Any) -> None:
@@ -250,7 +231,11 @@ def test_a_namespace_with_leases_ends(
 
 
 def test_a_node_that_is_lost_for_good_holds_no_address(
-    control_plane: ControlPlane, kubevirt: KubeVirt, controller: Process, tenant: str, lost_node: str
+    control_plane: ControlPlane,
+    kubevirt: KubeVirt,
+    controller: Process,
+    tenant: str,
+    lost_node: str,
 ) -> None:
     running = kubevirt.start(kubevirt.create_machine(tenant, "web"), lost_node)
     leased = Leased(control_plane, running.machine, "10.7.0.5", pod=running.pod)
@@ -283,7 +268,11 @@ def test_a_node_that_is_lost_for_good_holds_no_address(
 
 
 def test_a_node_that_is_out_of_service_holds_no_address(
-    control_plane: ControlPlane, kubevirt: KubeVirt, controller: Process, tenant: str, lost_node: str
+    control_plane: ControlPlane,
+    kubevirt: KubeVirt,
+    controller: Process,
+    tenant: str,
+    lost_node: str,
 ) -> None:
     running = kubevirt.start(kubevirt.create_machine(tenant, "web"), lost_node)
     leased = Leased(control_plane, running.machine, "10.7.0.5", pod=running.pod)
@@ -325,7 +314,11 @@ def test_what_would_be_done_is_printed_with_the_rights_of_an_operator(
 
 
 def test_another_replica_acts_when_the_first_is_killed(
-    control_plane: ControlPlane, kubevirt: KubeVirt, controller: Process, tenant: str, tmp_path: Path
+    control_plane: ControlPlane,
+    kubevirt: KubeVirt,
+    controller: Process,
+    tenant: str,
+    tmp_path: Path,
 ) -> None:
     """The last one: it ends the controller of the others."""
     machine = kubevirt.create_machine(tenant, "web")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cnvnet.controller.election import Election, Seat, Timing
-from cnvnet.controller.events import EventWriter
+from cnvnet.controller.election import NAME, Election, Seat, Timing
 from cnvnet.controller.metrics import ControllerMetrics
 from cnvnet.controller.sweep import Limits
 from cnvnet.controller.worker import CleanupWorker
+from cnvnet.kube.events import EventWriter
 from cnvnet.kube.resources import (
     COORDINATION_LEASES,
     EVENTS,
@@ -47,7 +47,7 @@ class Replica:
         timing = Timing(duration=1.5, renewal=1.0, retry=0.1)
         self.election = Election(api, Seat("cnvnet-system", name), self._notify, timing)
         self.metrics = ControllerMetrics(self.election.is_leader)
-        self.events = EventWriter(api, self.metrics.observe_dropped)
+        self.events = EventWriter(lambda: api, NAME, lambda _: self.metrics.observe_dropped())
         self.worker = CleanupWorker(
             api, self.election, self.metrics, self.events, interval=interval, limits=Limits(grace)
         )
@@ -107,11 +107,17 @@ def test_a_lease_that_is_deleted_is_finished_at_once_not_by_the_next_sweep(serve
         assert count(server, IP_RESERVATIONS) == 0
         assert replica.value("cnvnet_controller_steps_total", action="finish lease", result="done") == 1
         assert replica.value("cnvnet_controller_sweeps_total", result="done") == 1
-    (event,) = server.client().list(EVENTS).items
-    assert (event["reason"], event["involvedObject"]["name"]) == ("Released", stored.name)
-    assert event["message"] == (
-        "addresses released (network lan, 0a:58:0a:00:00:05, 10.0.0.5): it is deleted and no pod holds it"
-    )
+    events = {each["involvedObject"]["kind"]: each for each in server.client().list(EVENTS).items}
+    assert {kind: each["involvedObject"]["name"] for kind, each in events.items()} == {
+        "VMLease": stored.name,
+        "VirtualMachine": "web",
+    }
+    for event in events.values():
+        assert event["reason"] == "Released"
+        about = "(network lan, 0a:58:0a:00:00:05, 10.0.0.5)"
+        assert event["message"] == f"addresses released {about}: it is deleted and no pod holds it"
+    assert stored.lease is not None
+    assert events["VirtualMachine"]["involvedObject"]["uid"] == stored.lease.vm_uid
 
 
 def test_a_deleted_lease_waits_for_its_holders_and_not_longer(server: ApiServer) -> None:
