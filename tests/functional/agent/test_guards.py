@@ -188,6 +188,15 @@ def test_an_agent_that_may_not_listen_says_so(guarded: Guarded) -> None:
         assert "CAP_NET_ADMIN" in agent.log()
 
 
+def test_an_agent_without_the_nodes_network_does_not_watch_the_nodes_guards(guarded: Guarded) -> None:
+    """What hostNetwork is for, where the agent is a pod."""
+    with running_agent(guarded.node, "--metrics-address", "", within=("unshare", "--net")):
+        guarded.nft("flush ruleset")
+        assert not eventually(lambda: guarded.check() == "", seconds=3)
+    with running_agent(guarded.node) as agent:
+        assert eventually(lambda: guarded.check() == ""), agent.log()
+
+
 def test_a_node_without_guarded_ports_gets_no_tables(node: Node) -> None:
     plain = Network(node, OURS)
     pod = node.pod()

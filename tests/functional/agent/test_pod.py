@@ -17,6 +17,7 @@ from tests.functional.agent.launcher_calls import Ipam, cni
 from tests.functional.agent.own_agent import (
     RunningAgent,
     capabilities_of_the_unit,
+    children,
     eventually,
     running_agent,
     within_capabilities,
@@ -138,11 +139,32 @@ def named(pod: Sandbox, folder: Path) -> Generator[str]:
         subprocess.run(["umount", path], check=True)
 
 
-@pytest.mark.parametrize("name", ["", "sys_ptrace", "dac_read_search"])
+@contextmanager
+def agent_within(node: Node, *within: str) -> Generator[RunningAgent]:
+    """An agent that a command runs as its child, as unshare does with a namespace of processes."""
+    agent = RunningAgent(node, within=within)
+    try:
+        agent.start()
+        yield agent
+    finally:
+        # unshare is deaf to SIGTERM as long as its child lives.
+        for child in children(agent.pid):
+            os.kill(child, signal.SIGTERM)
+        agent.end()
+
+
+# As a pod has it that does not ask for the node's processes.
+WITHOUT_HOST_PID = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.mark.parametrize("name", ["", "sys_ptrace", "dac_read_search", "hostPID"])
 def test_a_pods_resolv_conf_is_read_with_two_of_them(lab: Lab, tmp_path: Path, name: str) -> None:
-    within = without(name) if name else within_capabilities(capabilities())
+    if name == "hostPID":
+        within = (*WITHOUT_HOST_PID, *within_capabilities(capabilities()))
+    else:
+        within = without(name) if name else within_capabilities(capabilities())
     pod = lab.pod()
-    with named(pod, tmp_path) as netns, running_agent(lab.node, within=within):
+    with named(pod, tmp_path) as netns, agent_within(lab.node, *within):
         cni(lab.node, "ADD", netns, config={**CONFIG, "guestServices": {}}, ifname="net1").ok()
         lab.plug(pod)
         with container(pod, POD, tmp_path):
