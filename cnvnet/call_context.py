@@ -17,8 +17,10 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
-from typing import Final, NamedTuple, Protocol
+from contextvars import ContextVar, copy_context
+from typing import Final, NamedTuple, Protocol, TypeVar, cast
+
+T = TypeVar("T")
 
 # The network namespace of the calling thread. /proc/self would be that of the main thread.
 OWN_NETNS = "/proc/thread-self/ns/net"
@@ -114,6 +116,44 @@ def waiting() -> Generator[None]:
     else:
         with pause():
             yield
+
+
+def started(action: Callable[[], T]) -> Callable[[], T] | None:
+    """Begin an action that waits for another machine, beside this thread; None outside of the agent.
+
+    What is returned waits for its end, and returns or raises what it did. For an executable, which has no
+    second connection yet, one action after the other is quicker.
+    """
+    context = _context.get()
+    if context.pause is None:
+        return None
+    import threading
+
+    ended: list[tuple[T | None, BaseException | None]] = []
+
+    def run() -> None:
+        # The lock that this thread would leave is not its own.
+        _context.set(context._replace(pause=None))
+        try:
+            ended.append((action(), None))
+        except BaseException as e:  # noqa: BLE001 -- it is raised where the action's value is asked for
+            ended.append((None, e))
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None  # there are too many
+
+    def result() -> T:
+        with waiting():
+            thread.join()
+        ((value, error),) = ended
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+    return result
 
 
 @contextmanager

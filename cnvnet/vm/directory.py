@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
-from cnvnet.call_context import log
+from cnvnet.call_context import log, started
 from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import INVALID_ENVIRONMENT, TRY_AGAIN_LATER, CNIError
 from cnvnet.kube.api import Api, Document, NotFound, Observe, deadline
 from cnvnet.kube.resources import INSTANCES, PODS
-from cnvnet.vm import launcher, requests
+from cnvnet.vm import launcher, names, requests
 from cnvnet.vm.launcher import Owner, Subject
 
 # For both requests of a call together, in seconds.
@@ -73,9 +74,13 @@ class Directory:
         if not (pod.namespace and pod.name):
             raise CNIError(INVALID_ENVIRONMENT, "CNI_ARGS K8S_POD_NAMESPACE and K8S_POD_NAME: required")
         with deadline(_DEADLINE):
+            # An instance cannot be newer than its pod, so it may be asked for beside it.
+            guess = names.likely_instance(pod.name)
+            ahead = started(partial(self.api.get, INSTANCES, guess, pod.namespace)) if guess else None
             document = self._pod(pod)
             owner = launcher.owner(document)
-            vmi = self._instance(pod, owner) if owner is not None else None
+            get = ahead if owner is not None and owner.name == guess else None
+            vmi = self._instance(pod, owner, get) if owner is not None else None
         for remark in requests.remarks(document, is_vm=vmi is not None):
             log(f"pod {pod}: {remark}")
         return _Documents(document, vmi, self._clock() + _SHARED)
@@ -95,9 +100,10 @@ class Directory:
             )
         return document
 
-    def _instance(self, pod: PodRef, owner: Owner) -> Document:
+    def _instance(self, pod: PodRef, owner: Owner, get: Callable[[], Document] | None) -> Document:
+        """The pod's instance; `get` has begun to read it."""
         try:
-            return self.api.get(INSTANCES, owner.name, pod.namespace)
+            return get() if get is not None else self.api.get(INSTANCES, owner.name, pod.namespace)
         except NotFound as e:
             text = f"pod {pod}: its VirtualMachineInstance {owner.name} with the UID {owner.uid} is gone"
             raise CNIError(TRY_AGAIN_LATER, text, e.msg) from e

@@ -1,4 +1,4 @@
-"""KubeVirt's names for the links of a launcher pod, which its other parts rely on.
+"""KubeVirt's names for launcher pods and their links, which its other parts rely on.
 
 The same as pkg/network/namescheme and pkg/network/link/names.go of kubevirt/kubevirt. Pure.
 """
@@ -11,6 +11,9 @@ from typing import Final, NamedTuple
 # The interface of the pod network, unless the cluster calls it otherwise.
 PRIMARY: Final = "eth0"
 
+_LAUNCHER: Final = "virt-launcher-"
+# Characters that an API server makes of a generateName.
+_GENERATED: Final = 5
 _POD: Final = "pod"
 _ORDINAL: Final = "net"
 _HEX: Final = frozenset("0123456789abcdef")
@@ -29,6 +32,15 @@ class PodLinkNames(NamedTuple):
     nic: str
     # What QEMU opens.
     tap: str
+
+
+def likely_instance(pod: str) -> str:
+    """The instance of which a pod with this name is the launcher, if it is one; "" if it hardly is.
+
+    The name proves nothing: any pod may be called so.
+    """
+    name, _, end = pod.removeprefix(_LAUNCHER).rpartition("-")
+    return name if pod.startswith(_LAUNCHER) and len(end) == _GENERATED else ""
 
 
 def hashed(network: str) -> str:

@@ -64,6 +64,8 @@ class Hold(NamedTuple):
     since: int = 0
     # Of HELD: the resourceVersion of the VMLease as the ADD has left it, "" where it is not known.
     version: str = ""
+    # Of HELD: whether the VMLease of that version has addresses as pending that are all reserved.
+    is_unsettled: bool = False
     # Of HELD: the lease or reservations that were missing in the API are being made again.
     is_remade: bool = False
     # Of HELD: why what it holds counts as another one's in the API, "" where it does not.
@@ -365,6 +367,7 @@ def _decoded(content: bytes) -> Hold:
         until=found.integer("until"),
         since=found.integer("since"),
         version=found.text("version"),
+        is_unsettled=found.flag("is_unsettled"),
         is_remade=found.flag("is_remade"),
         dispute=found.text("dispute"),
         fenced=found.flag("fenced"),

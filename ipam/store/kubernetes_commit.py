@@ -163,10 +163,12 @@ class Commit:
             stored = self._patch(work, current, before, lease, nonce, tuple(new), owner=self._owner)
         base = written.base if written is not None else work.stored
         self._written[key] = _Written(base, stored, reserved)
-        for address in new:
-            self._reservations.reserve(Claim(key, lease_uid=stored.uid), address, nonce, over)
-            written = self._written[key]
-            self._written[key] = written._replace(reserved=written.reserved | {address})
+        claim = Claim(key, lease_uid=stored.uid)
+        with self._reservations.begun(claim, new[1:], nonce) as begun:
+            for address in new:
+                self._reservations.reserve(claim, address, nonce, over, begun.pop(address, None))
+                written = self._written[key]
+                self._written[key] = written._replace(reserved=written.reserved | {address})
 
     def _verify(self, stored: StoredLease, lease: Lease, reserved: frozenset[str]) -> frozenset[str]:
         """Reserve what the VMLease lists and of which nothing says yet that it is reserved; returns that."""

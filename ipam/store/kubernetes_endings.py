@@ -30,10 +30,19 @@ class Endings:
     def end_blindly(self, hold: Hold, now: int) -> None:
         """End a holder of a VM's lease that outlives it: one request, whatever else the lease is by now.
 
-        ApiError.
+        Where the lease is as its first ADD has left it, the same request says that its addresses are
+        reserved, and the next ADD need not look. ApiError.
         """
+        settled = hold.version if hold.is_unsettled else ""
+        if not (settled and self._end_holder(hold, now, settled)):
+            self._end_holder(hold, now, "")
+        self.tidy(hold)
+        self.end_if_marked(hold)
+
+    def _end_holder(self, hold: Hold, now: int, settled: str) -> bool:
+        """Whether it has ended, or its lease with it; False: the lease or its version is another one."""
         key = hold.lease.key
-        patch = objects.release_patch(hold.holder_key, uid=hold.lease_uid, now=now)
+        patch = objects.release_patch(hold.holder_key, uid=hold.lease_uid, now=now, settled=settled)
         try:
             self._api.patch(VM_LEASES, object_names.lease_name(key), patch, key.namespace)
         except NotFound:
@@ -42,8 +51,8 @@ class Endings:
             # Another lease has the name by now: what it lacks is this UID.
             if e.status not in (_UNPROCESSABLE, 409):
                 raise
-        self.tidy(hold)
-        self.end_if_marked(hold)
+            return False
+        return True
 
     def end_pods(
         self,

@@ -80,6 +80,7 @@ class Intents:
                 addresses=left,
                 reservations={**kept, **reservations},
                 version=stored.version if stored is not None else "",
+                is_unsettled=stored is not None and bool(stored.pending),
                 is_remade=False,
                 dispute="",
                 fenced=False,

@@ -8,15 +8,19 @@ attempt has left takes it over by a write, so that such a deletion, decided befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 
+from cnvnet.call_context import started
+from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.lease import Cooldown, Lease, LeaseKey
 from cnvnet.ipam.store import object_names, objects
 from cnvnet.ipam.store.kubernetes_facts import Facts
 from cnvnet.ipam.store.objects import StoredReservation
-from cnvnet.kube.api import Api, ApiError, Conflict, NotFound
+from cnvnet.kube.api import Api, ApiError, Conflict, Document, NotFound
 from cnvnet.kube.resources import IP_RESERVATIONS
 
 # What admission answers for another node's reservation (conf/kustomize/base/system).
@@ -62,15 +66,44 @@ class Reservations:
         self._facts = facts
         self._node = node
 
-    def reserve(self, claim: Claim, address: str, nonce: str, over: int) -> StoredReservation:
+    @contextmanager
+    def begun(
+        self, claim: Claim, addresses: Iterable[str], nonce: str
+    ) -> Generator[dict[str, Callable[[], Document]]]:
+        """Asks for addresses beside what this thread does, where that can be: what waits for each answer.
+
+        Those that are left in the dictionary have been answered at the end of the block.
+        """
+        create = partial(self._api.create, IP_RESERVATIONS)
+        begun = {
+            each: answer
+            for each in addresses
+            if (answer := started(partial(create, claim.document(each, nonce, self._node)))) is not None
+        }
+        try:
+            yield begun
+        finally:
+            for answer in begun.values():
+                with suppress(CNIError):
+                    answer()
+
+    def reserve(
+        self,
+        claim: Claim,
+        address: str,
+        nonce: str,
+        over: int,
+        answer: Callable[[], Document] | None = None,
+    ) -> StoredReservation:
         """Make the address the claim's. Cooldowns that end at `over` or before keep it from nothing.
 
-        TryAgain if it is another one's, which is known then; ApiError.
+        `answer` is that of `begun`. TryAgain if it is another one's, which is known then; ApiError.
         """
         network, document = claim.key.network, claim.document(address, nonce, self._node)
         for _ in range(_ATTEMPTS):
+            create, answer = answer or partial(self._api.create, IP_RESERVATIONS, document), None
             try:
-                made = objects.read_reservation(self._api.create(IP_RESERVATIONS, document))
+                made = objects.read_reservation(create())
             except Conflict:
                 reservation = self._facts.read_reservation(network, address)
             else:

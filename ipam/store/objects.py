@@ -201,11 +201,16 @@ def lease_patch(
     return {"metadata": metadata, **patch}
 
 
-def release_patch(holder: str, *, uid: str, now: int) -> Document:
-    """The merge patch that ends one holder, whatever else has become of the VMLease with this UID."""
+def release_patch(holder: str, *, uid: str, now: int, settled: str = "") -> Document:
+    """The merge patch that ends one holder, whatever else has become of the VMLease with this UID.
+
+    With `settled` it is of this version alone, all of whose addresses are known to be reserved.
+    """
     metadata: Document = {"managedFields": _NO_FIELD_RECORD, **({"uid": uid} if uid else {})}
-    ended: Document = {"holders": {holder: None}, "roles": {holder: None}, "left": now}
-    return {"metadata": metadata, "status": ended}
+    status: Document = {"holders": {holder: None}, "roles": {holder: None}, "left": now}
+    if not settled:
+        return {"metadata": metadata, "status": status}
+    return {"metadata": metadata | {"resourceVersion": settled}, "spec": {"pending": []}, "status": status}
 
 
 def reservation_document(

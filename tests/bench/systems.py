@@ -138,17 +138,22 @@ def crowd(calls: Sequence[PluginCall], parallel: int) -> list[float]:
     config.write_text(json.dumps(calls[0].config))
     running: dict[int, tuple[int, PluginCall]] = {}
     spent: list[float] = []
+    failed: list[str] = []
     with ExitStack() as opened:
         nodes = {each.node: opened.enter_context(netns.opened(f"/run/netns/{each.node}")) for each in calls}
         for each in calls:
             if len(running) == parallel:
-                _reap(running, spent)
+                _reap(running, spent, failed)
+            if failed:
+                break
             output = _output(each)
             with netns.entered(nodes[each.node]):
                 begun = time.perf_counter_ns()
                 running[_spawn(each.program, each.environment, config, output, output)] = (begun, each)
         while running:
-            _reap(running, spent)
+            _reap(running, spent, failed)
+    if failed:
+        raise Failed(failed[0])
     return spent
 
 
@@ -177,14 +182,14 @@ def _spawn(program: str, environment: Mapping[str, str], config: Path, output: P
     return os.posix_spawn(program, [program], environment, file_actions=actions)
 
 
-def _reap(running: dict[int, tuple[int, PluginCall]], spent: list[float]) -> None:
+def _reap(running: dict[int, tuple[int, PluginCall]], spent: list[float], failed: list[str]) -> None:
     pid, status = os.waitpid(-1, 0)
     ended = time.perf_counter_ns()
     if pid not in running:
         return  # an orphan
     begun, ended_call = running.pop(pid)
     if status:
-        raise Failed(f"{ended_call.what}: {_output(ended_call).read_text()}")
+        failed.append(f"{ended_call.what}: {_output(ended_call).read_text()}")
     spent.append((ended - begun) / 1e6)
 
 

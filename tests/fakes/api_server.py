@@ -129,6 +129,18 @@ def delay(seconds: float) -> Action:
     return lambda server, _: void(server.ended.wait(seconds))
 
 
+def until_asked(verb: str, plural: str, times: int = 1) -> Action:
+    """Goes on when that was asked for so often."""
+
+    def action(server: ApiServer, _: Asked) -> None:
+        end = time.monotonic() + 60
+        while server.count(verb, plural) < times:
+            assert time.monotonic() < end, f"{verb} {plural}: not asked for {times} times"
+            time.sleep(0.001)
+
+    return action
+
+
 def void(_: object) -> None:
     """A value is not needed."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread, get_ident
 
 import pytest
 
-from cnvnet.call_context import Exec, captured, log, on_behalf_of, waiting
+from cnvnet.call_context import captured, ending_at, log, request_limit, started, waiting
+from tests.fakes.callers import in_the_agent
 
 
 def test_outside_a_call_a_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,17 +43,6 @@ def test_each_thread_collects_its_own(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("", "")
 
 
-class _Caller:
-    def open(self, path: str, flags: int) -> int:
-        raise AssertionError("the call asks nothing of its caller")
-
-    def stat(self, path: str) -> os.stat_result:
-        raise AssertionError("the call asks nothing of its caller")
-
-    def program(self, path: str) -> Exec:
-        raise AssertionError("the call asks nothing of its caller")
-
-
 def test_a_call_that_waits_for_another_machine_pauses_and_comes_back_also_after_an_error() -> None:
     seen: list[str] = []
 
@@ -67,7 +56,7 @@ def test_a_call_that_waits_for_another_machine_pauses_and_comes_back_also_after_
 
     with waiting():
         pass
-    with on_behalf_of(_Caller(), pause=pause):
+    with in_the_agent(pause):
         with captured(), waiting():
             seen.append("waits")
         with pytest.raises(ValueError, match="bad"), waiting():
@@ -75,3 +64,44 @@ def test_a_call_that_waits_for_another_machine_pauses_and_comes_back_also_after_
     with waiting():
         pass
     assert seen == ["pauses", "waits", "is back", "pauses", "is back"]
+
+
+def test_an_executable_starts_nothing_beside_itself() -> None:
+    assert started(get_ident) is None
+
+
+def test_what_is_started_runs_beside_its_call_with_the_calls_deadline_and_diagnostics() -> None:
+    goes_on = Event()
+
+    def action() -> tuple[int, float | None]:
+        # This thread has no lock that it could leave for others.
+        with waiting():
+            assert goes_on.wait(60)
+        log("said beside")
+        return get_ident(), request_limit()
+
+    left: list[str] = []
+
+    @contextmanager
+    def pause() -> Generator[None]:
+        left.append("the call waits")
+        yield
+
+    with in_the_agent(pause), captured() as lines, ending_at(99.0):
+        result = started(action)
+        assert result is not None
+        goes_on.set()
+        thread, limit = result()
+    assert thread != get_ident()
+    assert (limit, lines, left) == (99.0, ["said beside"], ["the call waits"])
+
+
+def test_an_error_of_what_was_started_is_raised_where_its_value_is_asked_for() -> None:
+    def fail() -> None:
+        raise ValueError("bad")
+
+    with in_the_agent():
+        result = started(fail)
+        assert result is not None
+        with pytest.raises(ValueError, match="bad"):
+            result()

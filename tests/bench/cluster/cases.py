@@ -33,12 +33,13 @@ class Sizes(NamedTuple):
     pause: float
     pauses: int
     agents: int
-    # Pods of all agents together.
+    # Pods of all agents together, and how many of one agent's are called at a time.
     fleet: int
+    at_a_time: int
 
 
-FULL: Final = Sizes(50, 5, 100, 16, 10_000, 10.0, 6, 20, 1000)
-QUICK: Final = Sizes(2, 1, 6, 3, 30, 0.2, 2, 2, 8)
+FULL: Final = Sizes(50, 5, 100, 16, 10_000, 10.0, 6, 20, 1000, 5)
+QUICK: Final = Sizes(2, 1, 6, 3, 30, 0.2, 2, 2, 8, 2)
 
 Case = Callable[[Clusters, Sizes], Iterator[Row]]
 
@@ -144,9 +145,9 @@ def fleet(clusters: Clusters, sizes: Sizes) -> Iterator[Row]:
         pods = [_pods(cluster, each, sizes.fleet // sizes.agents) for each in callers]
         # In turn, so that all of them have work all the time.
         calls = [pair for turn in zip(*pods, strict=True) for pair in zip(callers, turn, strict=True)]
-        made = burst("ADD", calls, sizes.agents * sizes.parallel)
+        made = burst("ADD", calls, sizes.agents * sizes.at_a_time)
         seconds = Goal("", "s", made.whole / 1000, _FLEET, at_least=False)
-        state = f"{sizes.agents} agents, {sizes.parallel} at a time each"
+        state = f"{sizes.agents} agents, {sizes.at_a_time} at a time each"
         yield Row(f"{len(calls):,} pods ADD", state, {AGENT: [made.whole]}, more=(seconds,))
 
 

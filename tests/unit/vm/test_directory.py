@@ -14,7 +14,8 @@ from cnvnet.kube.api import ApiError
 from cnvnet.kube.resources import INSTANCES, PODS
 from cnvnet.vm import names
 from cnvnet.vm.directory import Directory, open_directory
-from tests.fakes.api_server import ApiServer, black_hole, refuse
+from tests.fakes.api_server import ApiServer, black_hole, refuse, until_asked
+from tests.fakes.callers import in_the_agent
 from tests.fakes.launchers import NAMESPACE, Launchers
 
 LAN = names.hashed("lan")
@@ -49,6 +50,32 @@ def test_a_launcher_costs_two_for_all_plugins_of_its_sandbox(
         assert (found.vm.namespace, found.vm.name, found.vm.interface) == ("default", "vm-a", ifname)
         assert found.pod_uid == pod.uid
     assert asked(server) == ["get pods", "get virtualmachineinstances"]
+
+
+def test_in_the_agent_an_instance_is_asked_for_beside_its_pod(
+    server: ApiServer, launchers: Launchers, directory: Directory
+) -> None:
+    """The pod is answered when the instance was asked for, and not before."""
+    pod = launchers.start("vm-a")
+    assert names.likely_instance(pod.name) == "vm-a"
+    server.inject(until_asked("get", "virtualmachineinstances"), verb="get", plural="pods")
+    with in_the_agent():
+        found = directory.subject(pod, LAN, container_id="c1")
+    assert found is not None
+    assert found.vm.name == "vm-a"
+    assert sorted(asked(server)) == ["get pods", "get virtualmachineinstances"]
+
+
+def test_in_the_agent_a_pod_that_is_called_like_a_launcher_is_what_its_owner_says(
+    server: ApiServer, launchers: Launchers, directory: Directory
+) -> None:
+    launchers.start("vm-a")
+    pod = launchers.add_pod("virt-launcher-vm-a-x7k2p")
+    with in_the_agent():
+        assert directory.subject(pod, "eth0", container_id="c1") is None
+        assert (
+            directory.subject(launchers.add_pod("virt-launcher-no-x7k2p"), "eth0", container_id="c2") is None
+        )
 
 
 def test_another_sandbox_asks_anew(server: ApiServer, launchers: Launchers, directory: Directory) -> None:

@@ -75,3 +75,19 @@ def test_every_name_is_one_that_a_link_can_have_and_none_is_of_the_older_scheme(
         assert 0 < len(name.encode(errors="surrogatepass")) <= 15
         assert not names.is_ordinal(name)
     assert not names.is_ordinal(names.hashed(ifname))
+
+
+@pytest.mark.parametrize(
+    ("pod", "instance"),
+    [
+        ("virt-launcher-web-x7k2p", "web"),
+        ("virt-launcher-web-1.prod-x7k2p", "web-1.prod"),
+        ("virt-launcher-web", ""),
+        ("virt-launcher-web-x7k2", ""),
+        ("virt-launcher--x7k2p", ""),
+        ("web-x7k2p", ""),
+        ("", ""),
+    ],
+)
+def test_a_launchers_name_has_its_instances(pod: str, instance: str) -> None:
+    assert names.likely_instance(pod) == instance

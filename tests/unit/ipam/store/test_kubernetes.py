@@ -18,7 +18,8 @@ from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.protocol import Ledger
 from cnvnet.kube.resources import IP_NETWORKS, IP_RESERVATIONS, VM_LEASES
 from cnvnet.vm.identity import ACTIVE, TARGET
-from tests.fakes.api_server import Action, ApiServer, Asked, refuse
+from tests.fakes.api_server import Action, ApiServer, Asked, drop, refuse, until_asked
+from tests.fakes.callers import in_the_agent
 from tests.fakes.kubernetes_store import disagreements
 from tests.unit.ipam.store.conformance import a_pool, roles
 from tests.unit.ipam.store.nodes import Node, asked, leases, reserved
@@ -33,19 +34,61 @@ def test_a_first_add_makes_a_lease_and_a_reservation_for_each_family_and_the_mac
     assert asked(server) == ["get vmleases", "create vmleases", *["create ipreservations"] * 3]
 
 
+def test_in_the_agent_a_vms_addresses_are_reserved_at_once(server: ApiServer, node: Node) -> None:
+    """The first one is answered when all were asked for, and not before."""
+    server.inject(until_asked("create", "ipreservations", 3), verb="create", plural="ipreservations")
+    with in_the_agent():
+        lease = node.attach("vm1", "c1", given=a_pool("10.0.0.0/24", "fd00::/64"))
+    assert asked(server) == ["get vmleases", "create vmleases", *["create ipreservations"] * 3]
+    assert {each.address for each in reserved(server)} == {*map(str, lease.ips), lease.mac}
+
+
+def test_in_the_agent_an_add_that_fails_takes_back_what_was_asked_for_beside_it(
+    server: ApiServer, node: Node
+) -> None:
+    refusal = refuse(403, "Forbidden", "no")
+    server.inject(refusal, verb="create", plural="ipreservations")
+    with in_the_agent(), pytest.raises(CNIError, match="no"):
+        node.attach("vm1", "c1", given=a_pool("10.0.0.0/24", "fd00::/64"))
+    assert (leases(server), reserved(server)) == ([], [])
+    assert node.holds.all() == []
+
+
 def test_a_pod_of_a_vm_is_ended_by_one_patch_and_comes_back_by_one(server: ApiServer, node: Node) -> None:
     node.attach("vm1", "c1", "uid")
     asked(server)
     node.delete("c1")
     assert asked(server) == ["patch vmleases"]
-    # Its first ADD has not been confirmed by any write since: this one looks at the two reservations.
-    node.attach("vm1", "c2", "uid")
-    assert asked(server) == ["get vmleases", *["get ipreservations"] * 2, "patch vmleases"]
-    node.delete("c2")
-    asked(server)
-    for container in ("c3", "c4"):
+    for container in ("c2", "c3", "c4"):
         node.attach("vm1", container, "uid")
         assert asked(server) == ["get vmleases", "patch vmleases"]
+
+
+def test_a_lease_that_has_changed_since_its_first_add_is_not_settled_by_its_pods_end(
+    server: ApiServer, node: Node
+) -> None:
+    """What the DEL of the first pod knows is true of the version that its ADD has left, and of no other."""
+    lease = node.attach("vm1", "c1", "uid")
+    name = object_names.lease_name(lease.key)
+    server.objects.patch(VM_LEASES, lease.key.namespace, name, {"spec": {"cooldown": 9}})
+    asked(server)
+    node.delete("c1")
+    assert asked(server) == ["patch vmleases"] * 2
+    document = server.objects.get(VM_LEASES, lease.key.namespace, name)
+    assert document["spec"]["pending"] == [*map(str, lease.ips), lease.mac]
+    assert not document["status"].get("holders")
+    # The next ADD looks at the two reservations.
+    node.attach("vm1", "c2", "uid")
+    assert asked(server) == ["get vmleases", *["get ipreservations"] * 2, "patch vmleases"]
+
+
+def test_a_repeated_request_to_end_the_first_pod_ends_it(server: ApiServer, node: Node) -> None:
+    """Its answer is lost, and what it was about is another version by then: its own."""
+    lease = node.attach("vm1", "c1", "uid")
+    server.inject(drop, verb="patch", plural="vmleases", after=True)
+    node.delete("c1")
+    document = server.objects.get(VM_LEASES, lease.key.namespace, object_names.lease_name(lease.key))
+    assert (document["spec"]["pending"], document["status"].get("holders")) == ([], {})
 
 
 def test_a_target_on_another_node_joins_by_one_patch(server: ApiServer, node: Node, tmp_path: Path) -> None:
