@@ -31,6 +31,8 @@ _NAMESPACE: Final = "default"
 _REMEMBERED: Final = 512
 _SAME: Final = 600.0
 _OFTEN: Final = 30.0
+# Within that time one object has so many with one reason: texts may differ by a number that counts down.
+_VARIETY: Final = 10
 # Characters of a message: the server takes 1,024.
 _LONGEST: Final = 1024
 
@@ -132,26 +134,35 @@ class EventWriter:
                 self._dropped(f"{type(e).__name__}: {e}")
 
     def _write(self, api: Api, event: KubernetesEvent) -> None:
-        now, known = self._clock(), self._written.get(event)
-        if known is not None and now - known.first < _SAME:
-            known = known._replace(times=known.times + 1)
-            if now - known.last >= _OFTEN:
-                patch = {"count": known.times, "lastTimestamp": _timestamp()}
-                try:
-                    api.patch(EVENTS, known.name, patch, event.involved.namespace or _NAMESPACE)
-                except NotFound:
-                    known = None
-                else:
-                    known = known._replace(last=now)
-            if known is not None:
-                self._written[event] = known
-                return
+        now = self._clock()
+        if self._is_counted(api, event, now):
+            return
+        recent = [each for each, written in self._written.items() if now - written.first < _SAME]
+        if sum(_subject(each) == _subject(event) for each in recent) >= _VARIETY:
+            self._dropped(f"{event.involved.kind} {event.involved.name} has {_VARIETY} like it")
+            return
         document = self._document(event)
         api.create(EVENTS, document, document["metadata"]["namespace"])
         self._written.pop(event, None)
         self._written[event] = _Written(document["metadata"]["name"], now, now, 1)
         while len(self._written) > _REMEMBERED:
             self._written.popitem(last=False)
+
+    def _is_counted(self, api: Api, event: KubernetesEvent, now: float) -> bool:
+        """Whether it repeats one that is there. ApiError."""
+        known = self._written.get(event)
+        if known is None or now - known.first >= _SAME:
+            return False
+        known = known._replace(times=known.times + 1)
+        if now - known.last >= _OFTEN:
+            patch = {"count": known.times, "lastTimestamp": _timestamp()}
+            try:
+                api.patch(EVENTS, known.name, patch, event.involved.namespace or _NAMESPACE)
+            except NotFound:
+                return False
+            known = known._replace(last=now)
+        self._written[event] = known
+        return True
 
     def _document(self, event: KubernetesEvent) -> Document:
         involved, now = event.involved, _timestamp()
@@ -177,6 +188,10 @@ class EventWriter:
             "lastTimestamp": now,
             "count": 1,
         }
+
+
+def _subject(event: KubernetesEvent) -> tuple[InvolvedObject, str]:
+    return event.involved, event.reason
 
 
 def _timestamp() -> str:

@@ -110,6 +110,8 @@ class ClaimedAddresses:
     def _write(self, answer: Callable[[Document], _Answer]) -> None:
         """Make the status what `answer` makes of the claim as it is now. CNIError."""
         for _ in range(_ATTEMPTS):
+            if self._document["metadata"]["uid"] != self.uid:
+                raise CNIError(TRY_AGAIN_LATER, f"{self} was deleted and made anew in the meantime")
             said = answer(self._document)
             signed = said._replace(message=f"{said.message[:_LONGEST]} (node {self._node})")
             changes = _changes(self._document, signed)
@@ -125,8 +127,6 @@ class ClaimedAddresses:
             except Conflict:
                 pass
             self._document = self._api.get(IPAM_CLAIMS, self.name, self.namespace)
-            if self._document["metadata"]["uid"] != self.uid:
-                raise CNIError(TRY_AGAIN_LATER, f"{self} was deleted and made anew in the meantime")
         raise CNIError(TRY_AGAIN_LATER, f"{self}: others have changed it {_ATTEMPTS} times: try again")
 
 
@@ -248,7 +248,9 @@ def _requests(document: Mapping[str, Any], claim: str) -> list[AddressRequest]:
     requests: list[AddressRequest] = []
     for index, text in enumerate(texts):
         where = f"{claim} status.ips[{index}]"
-        requests.append(AddressRequest(as_plain_address(text, where), where, claim, is_fallback=True))
+        ip = as_plain_address(text, where)
+        # A lease has no room for the name of each claim.
+        requests.append(AddressRequest(ip, where, IPAM_CLAIMS.kind, is_fallback=True))
     return requests
 
 

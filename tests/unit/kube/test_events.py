@@ -103,6 +103,17 @@ def test_the_same_event_is_counted_and_not_written_again(desk: Desk, server: Api
     assert sorted(each["count"] for each in written(server)) == [1, 1, 4]
 
 
+def test_one_object_has_only_so_many_events_that_differ(desk: Desk, server: ApiServer) -> None:
+    """Such as those of an ADD that is repeated, with the seconds that are left in the text."""
+    desk.write(server, *(MOVED._replace(message=f"{number} s") for number in range(20)))
+    assert len(written(server)) == 10
+    assert desk.dropped == ["VirtualMachine web has 10 like it"] * 10
+    desk.write(server, MOVED._replace(reason="Other"))
+    desk.now += 601
+    desk.write(server, MOVED)
+    assert len(written(server)) == 12
+
+
 def test_an_event_that_the_server_has_forgotten_is_written_anew(desk: Desk, server: ApiServer) -> None:
     desk.write(server, MOVED)
     (event,) = written(server)

@@ -276,7 +276,7 @@ def test_without_a_lease_a_claims_status_is_a_request(
     made.create(status={"ips": ["10.1.0.77/24"]})
     (ip,) = node.add(start(launchers)).result.ips
     assert str(ip.address) == "10.1.0.77/24"
-    assert leases_of(node)[0]["spec"]["source"] == f"IPAMClaim default/{CLAIM}"
+    assert leases_of(node)[0]["spec"]["source"] == "IPAMClaim"
 
 
 def test_an_annotation_moves_the_vm_and_the_claim_follows(
@@ -423,6 +423,44 @@ def test_an_add_whose_claim_cannot_say_so_leaves_nothing(
         assert leases(server) == []
         server.clear_faults()
     node.add(pod)
+
+
+def test_a_claim_that_was_made_anew_meanwhile_is_left_as_it_is(
+    node: ClusterNode, launchers: Launchers, made: Claims, server: ApiServer
+) -> None:
+    """Neither what the ADD has got nor that it has failed is for the new one."""
+    made.create()
+
+    def recreate(_: ApiServer, __: Asked) -> None:
+        server.objects.delete(IPAM_CLAIMS, NAMESPACE, CLAIM, {})
+        made.create(status={"ips": ["10.1.0.99/24"]})
+
+    server.inject(recreate, verb="patch", plural="ipamclaims")
+    refused(node, start(launchers))
+    assert made.status() == {"ips": ["10.1.0.99/24"]}
+
+
+def test_an_add_that_is_killed_before_its_claim_says_so_is_made_good_by_the_next(
+    node: ClusterNode, launchers: Launchers, made: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.create()
+    pod = start(launchers)
+
+    class Killed(BaseException):
+        """Nothing else is done."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.ClaimedAddresses, "report", kill)
+        with pytest.raises(Killed):
+            node.add(pod)
+    assert made.status() == {}
+    (lease,) = leases_of(node)
+    (ip,) = node.add(pod).result.ips
+    assert [str(ip.address.ip)] == lease["spec"]["ips"]
+    assert made.status()["ips"] == [str(ip.address)]
 
 
 def test_an_answer_that_is_lost_is_no_failure(
