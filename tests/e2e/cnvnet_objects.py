@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -102,10 +103,11 @@ def free_leases(control_plane: ControlPlane, namespace: str) -> None:
 
 
 def refusal(attempt: Callable[[], object]) -> str:
-    """The words with which the server forbids what is attempted."""
+    """The words with which the server forbids what is attempted; they are in the test's output."""
     with pytest.raises(ApiError) as caught:
         attempt()
     assert (caught.value.code, caught.value.reason) == (403, "Forbidden"), caught.value
+    sys.stdout.write(f"refused: {caught.value.message}\n")
     return caught.value.message
 
 

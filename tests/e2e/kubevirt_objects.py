@@ -37,6 +37,8 @@ _INSTANCE_UID = "91cab18b-9bfc-4f20-9359-5552755a545a"
 _MACHINE_UID = "6872abbb-50f2-46d8-a9ab-06adb435f608"
 _MIGRATION_UID = "d8977b59-3967-4e23-aa47-b890a9b1745f"
 _SOURCE_POD = ("virt-launcher-vm-a-ckmh4", "171d807f-e531-4067-a7b3-cf2e11b82a38")
+# Characters of a label's value, and of a pod's hostname.
+_LONGEST_LABEL = 63
 _TARGET_POD = "virt-launcher-vm-a-j5fxc"
 
 
@@ -264,6 +266,13 @@ def _recorded(name: str, known: dict[str, str], namespace: str, part: str = "") 
     for key in ("uid", "resourceVersion", "creationTimestamp", "generation"):
         metadata.pop(key, None)
     metadata["namespace"] = namespace
+    # As KubeVirt cuts the names of machines where they may not be as long.
+    labels = metadata.get("labels", {})
+    labels |= {key: value[:_LONGEST_LABEL].rstrip("-.") for key, value in labels.items()}
+    if prefix := metadata.get("generateName"):
+        metadata["generateName"] = prefix[:_LONGEST_LABEL]
+    if hostname := document["spec"].get("hostname"):
+        document["spec"]["hostname"] = hostname.split(".")[0][:_LONGEST_LABEL].rstrip("-")
     if document["kind"] == "VirtualMachine":
         document.pop("status", None)
     return document

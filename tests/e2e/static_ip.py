@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,6 +68,7 @@ class StaticIpNode:
     def refused(self, pod: Document, **keys: Any) -> tuple[int, str]:
         """The code and the words of an ADD that fails."""
         error = self.call("ADD", pod, **keys).error()
+        sys.stdout.write(f"refused: {error['msg']}\n")
         return error["code"], error["msg"]
 
     def delete(self, pod: Document, **keys: Any) -> None:
