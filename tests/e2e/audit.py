@@ -27,6 +27,9 @@ POLICY: dict[str, Any] = {
 }
 
 
+_FOLLOWING = (("ipnetworks", "list"), ("ipnetworks", "watch"))
+
+
 class Call(NamedTuple):
     """One request; `resource` is the plural, with a slash and the subresource if there is one."""
 
@@ -47,7 +50,8 @@ class AuditLog:
     def calls(self, user: str = "") -> Generator[list[Call]]:
         """A list that at the end of the block has the requests made in it: all, or one user's.
 
-        But for events about addresses: an agent writes them off the way of calls, at any time.
+        But for what an agent asks off the way of calls, at any time: it writes events about addresses, and
+        follows IPNetworks by which it notices that the API is away.
         """
         before = self._log.stat().st_size if self._log.exists() else 0
         found: list[Call] = []
@@ -61,7 +65,7 @@ class AuditLog:
             if marker in event["requestURI"]:
                 break
             call = _call(event)
-            if call.resource != "events" and user in ("", call.user):
+            if not _is_aside(call) and user in ("", call.user):
                 found.append(call)
 
     def _read(self, start: int, marker: str) -> str | None:
@@ -69,6 +73,10 @@ class AuditLog:
             log.seek(start)
             content = log.read()
         return content if marker in content and content.endswith("\n") else None
+
+
+def _is_aside(call: Call) -> bool:
+    return call.resource == "events" or (call.resource, call.verb) in _FOLLOWING
 
 
 def counts(calls: Iterable[Call]) -> Counter[str]:

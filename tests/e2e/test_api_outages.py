@@ -16,9 +16,9 @@ from cnvnet.ipam.store.holds import RELEASING, Holds
 from tests import harness
 from tests.e2e.cnvnet_objects import AGENT, CONTROLLER, SYSTEM
 from tests.e2e.control_plane import ControlPlane, kubeconfig
+from tests.e2e.controller_process import running_controller
 from tests.e2e.machine import eventually
 from tests.e2e.static_ip import Document, StaticIpNode, reserved
-from tests.e2e.test_controller import running_controller
 from tests.functional.agent.own_agent import running_agent
 from tests.harness import Node
 
