@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,14 @@ Document = dict[str, Any]
 BRIDGE = "br0"
 # As a pod of the runtime calls it.
 IFNAME = "net1"
+IPAM: Document = {"type": "static-ip", "subnet": "10.7.0.0/24"}
+# The kernel's own id would be the same after what a test calls a reboot.
+_BOOT = """
+mount --bind "$1" /proc/sys/kernel/random/boot_id
+export CNVNET_STATEDIR="$2"
+shift 2
+exec "$@"
+"""
 
 
 class AgentNode:
@@ -39,7 +48,8 @@ class AgentNode:
         container_id: str,
         network: str,
         ifname: str = IFNAME,
-        **ipam: Any,
+        ipam: Document = IPAM,
+        **keys: Any,
     ) -> Outcome:
         """What a runtime calls for an interface of a pod: cnv-bridge, by its launcher."""
         metadata = pod["metadata"]
@@ -54,7 +64,8 @@ class AgentNode:
             "name": network,
             "type": "cnv-bridge",
             "bridge": BRIDGE,
-            "ipam": {"type": "static-ip", "subnet": "10.7.0.0/24", **ipam},
+            "ipam": ipam,
+            **keys,
         }
         return self.host.cni(
             str(launchers() / "cnv-bridge"),
@@ -69,15 +80,24 @@ class AgentNode:
 
 
 @contextmanager
-def running_node(control_plane: ControlPlane, name: str, folder: Path) -> Generator[AgentNode]:
-    """A host in a network namespace of its own, whose agent is that of the Kubernetes node `name`."""
+def running_node(
+    control_plane: ControlPlane, name: str, folder: Path, before: AgentNode | None = None
+) -> Generator[AgentNode]:
+    """A host in a network namespace of its own, whose agent is that of the Kubernetes node `name`.
+
+    `before` is the same one before it was rebooted: it has its disk, and nothing else of it.
+    """
     token = agent(control_plane, name).token
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
         host = Node(undo.enter_context(namespace()), folder, undo)
+        if before is not None:
+            host.statedir = before.host.statedir
         proxy = undo.enter_context(running_proxy(control_plane.url, within=host.netns))
         path = folder / "kubeconfig"
         path.write_text(json.dumps(kubeconfig(proxy.url, token, control_plane.authority.read_bytes())))
+        boot = folder / "boot_id"
+        boot.write_text(f"{uuid.uuid4()}\n")
         options = ("--metrics-address", "", "--kubeconfig", str(path), "--node-name", name)
-        within = ("env", f"CNVNET_STATEDIR={host.statedir}")
+        within = ("unshare", "--mount", "sh", "-euc", _BOOT, "sh", str(boot), str(host.statedir))
         yield AgentNode(host, proxy, undo.enter_context(running_agent(host, *options, within=within)), name)

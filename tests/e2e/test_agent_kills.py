@@ -20,7 +20,7 @@ from tests.e2e.kubevirt_objects import KubeVirt, Running
 from tests.e2e.machine import eventually
 from tests.faults.conftest import TIMES
 from tests.functional.crash.node_state import attachment_state
-from tests.harness import Outcome, Sandbox
+from tests.harness import Outcome
 
 # One control plane for all of them.
 pytestmark = pytest.mark.xdist_group("control_plane")
@@ -39,15 +39,14 @@ class Setting:
         self.network = running.namespace
         self.sandbox = node.host.pod()
 
-    def call(self, command: str, container_id: str, sandbox: Sandbox | None = None, **ipam: Any) -> Outcome:
+    def call(self, command: str, container_id: str) -> Outcome:
         return self.node.call(
             command,
             self.pod,
-            sandbox or self.sandbox,
+            self.sandbox,
             container_id=container_id,
             network=self.network,
             ifname=LAN,
-            **ipam,
         )
 
     def holds(self) -> list[Hold]:
@@ -100,6 +99,11 @@ def test_an_agent_that_is_killed_at_any_request_leaves_nothing(
     control_plane: ControlPlane, setting: Setting
 ) -> None:
     node = setting.node
+    # Of a network's first ADD an agent asks more.
+    setting.call("ADD", "first").ok()
+    setting.call("DEL", "first").ok()
+    remove_leases(control_plane)
+    node.proxy.clear_trap()
     setting.call("ADD", "usual").ok()
     # Its first ADD has also made the network's object, and the agent asks for these by itself.
     adding = [each for each in node.proxy.seen if not each.endswith("ipnetworks")]
