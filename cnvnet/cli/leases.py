@@ -51,14 +51,14 @@ def _absolute(_: click.Context, __: click.Parameter, value: str) -> str:
     return os.path.abspath(value) if value else ""
 
 
-_data_dir = click.option(
+data_dir_option = click.option(
     "--data-dir",
     default="",
     metavar="DIR",
     callback=_absolute,
     help="The folder of leases.db, where a network's dataDir names one.",
 )
-_store = click.option(
+store_option = click.option(
     "--store",
     "kind",
     type=click.Choice((KUBERNETES, SQLITE)),
@@ -83,8 +83,8 @@ def group() -> None:
 @click.option("--network", default="", help="Of this network only.")
 @click.option("--vm", default="", metavar="VM", help="Of this VM, pod or container only.")
 @click.option("--stopped", is_flag=True, help="Only what is kept for VMs that do not run.")
-@_store
-@_data_dir
+@store_option
+@data_dir_option
 @output.output_option(output.TABLE, output.WIDE, output.JSON)
 @click.pass_obj
 def list_(
@@ -95,7 +95,7 @@ def list_(
     Those that a VM gave up a moment ago, and no other gets yet, are cooling.
     """
     now = int(time.time())
-    everything, trouble = _rows(place, data_dir, kind or "", network, now)
+    everything, trouble = find_rows(place, data_dir, kind or "", network, now)
     matching = [
         row for row in everything if (not vm or row.is_named(vm)) and (not stopped or row.state == STOPPED)
     ]
@@ -112,14 +112,14 @@ def list_(
 @group.command("show")
 @click.argument("vm")
 @click.option("--network", default="", help="Of this network only.")
-@_store
-@_data_dir
+@store_option
+@data_dir_option
 @output.output_option(output.TABLE, output.JSON)
 @click.pass_obj
 def show(place: Place, vm: str, network: str, kind: str | None, data_dir: str, form: str) -> None:
     """Show all that is known of a VM's leases."""
     now = int(time.time())
-    everything, trouble = _rows(place, data_dir, kind or "", network, now)
+    everything, trouble = find_rows(place, data_dir, kind or "", network, now)
     output.say(trouble)
     matching = [row for row in everything if row.is_named(vm)]
     if not matching:
@@ -144,8 +144,8 @@ def show(place: Place, vm: str, network: str, kind: str | None, data_dir: str, f
     "--force", is_flag=True, help="Even from a pod that runs; its guest goes on using the address."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be released.")
-@_store
-@_data_dir
+@store_option
+@data_dir_option
 @click.pass_obj
 def release(
     place: Place,
@@ -201,8 +201,8 @@ def release(
 @click.option("--ip", "ips", multiple=True, required=True, help="An address; again for the other family.")
 @click.option("--mac", default="", help="Its MAC.  [default: as its first ADD chooses]")
 @click.option("--interface", default="eth0", show_default=True, help="The VM's interface.")
-@_store
-@_data_dir
+@store_option
+@data_dir_option
 @click.pass_obj
 def reserve(
     place: Place,
@@ -238,7 +238,7 @@ def reserve(
     is_known, lease = store.run(reserve_it)
     if data_dir not in ("", place.statedir):
         data_dirs.add(place.statedir, data_dir)
-    click.echo(f"reserved {_described(key)}: {_holdings(lease)}")
+    click.echo(f"reserved {described(key)}: {_holdings(lease)}")
     if not is_known:
         text = f"no ADD in network {network} has recorded its ranges in {store.name} yet"
         hint = "" if data_dir else f" ({_ELSEWHERE})"
@@ -248,7 +248,7 @@ def reserve(
 
 @group.command("init")
 @click.option("--network", default="", help="The network whose leases were lost, if it has a dataDir.")
-@_data_dir
+@data_dir_option
 @click.pass_obj
 def init(place: Place, network: str, data_dir: str) -> None:
     """Go on after leases were lost.
@@ -270,7 +270,7 @@ def init(place: Place, network: str, data_dir: str) -> None:
     click.get_current_context().exit(output.PROBLEMS if problems else 0)
 
 
-def _rows(place: Place, data_dir: str, kind: str, network: str, now: int) -> tuple[list[Row], list[str]]:
+def find_rows(place: Place, data_dir: str, kind: str, network: str, now: int) -> tuple[list[Row], list[str]]:
     """The rows of all stores that can be read, and what cannot; a store that cannot hides no other."""
     stores = find(place, data_dir, kind)
     output.say(stores.gone)
@@ -338,7 +338,7 @@ def _freed(ledger: Ledger, key: LeaseKey, *, force: bool, now: int) -> str:
         raise output.CommandRefused(e.msg) from e
     until = max((each.until for each in ledger.cooldowns_of(key)), default=0)
     later = f" (free in {until - now} s)" if until > now else ""
-    return f"{_described(key)}: {_holdings(lease)}{later}"
+    return f"{described(key)}: {_holdings(lease)}{later}"
 
 
 def _recovered(recovered: Recovered) -> str:
@@ -348,7 +348,8 @@ def _recovered(recovered: Recovered) -> str:
     return f"addresses that are attached and therefore taken: {recovered.addresses}, of {leases} leases"
 
 
-def _described(key: LeaseKey) -> str:
+def described(key: LeaseKey) -> str:
+    """A lease by its network, VM and interface, as commands name it."""
     return escaped(f"{key.network}/{full_name(key)} {key.interface}")
 
 

@@ -10,7 +10,7 @@ import click
 from cnvnet import VERSION
 from cnvnet.attachment import RUNDIR
 from cnvnet.cli import attachments as attachments_group
-from cnvnet.cli import leases, output, status
+from cnvnet.cli import lease_files, leases, output, status
 from cnvnet.cli.place import Place
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.static_ip.config import STATEDIR
@@ -79,6 +79,8 @@ def command(context: click.Context, rundir: str, statedir: str, kubeconfig: str)
     )
 
 
+leases.group.add_command(lease_files.export)
+leases.group.add_command(lease_files.import_)
 command.add_command(leases.group)
 command.add_command(attachments_group.group)
 command.add_command(status.command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cnvnet.attachment.files import read_all
 from cnvnet.attachment.record import Record
@@ -18,8 +18,16 @@ from cnvnet.ipam.store.opening import open_store
 from cnvnet.ipam.store.protocol import Store
 from cnvnet.ipam.store.ref import KUBERNETES, SQLITE, StoreRef
 from cnvnet.ipam.store.sqlite import Sqlite
+from cnvnet.kube.api import ApiError
+from cnvnet.kube.resources import INSTANCES, VIRTUAL_MACHINES
 from cnvnet.plugins.cnv_bridge.state import PortState
 from cnvnet.vm.subjects import no_credentials
+
+if TYPE_CHECKING:
+    from cnvnet.ipam.store.kubernetes_networks import NetworkRegistry
+
+# What the API answers about a kind that it does not know.
+_UNKNOWN_KIND: Final = 404
 
 
 class Found(NamedTuple):
@@ -92,6 +100,30 @@ def node_of(store: Store) -> str | None:
     from cnvnet.ipam.store.kubernetes import KubernetesStore
 
     return store.node if isinstance(store, KubernetesStore) else None
+
+
+def cluster_networks(store: Store) -> NetworkRegistry | None:
+    """The IPNetworks of the store of a cluster; None for an embedded store."""
+    if isinstance(store, Sqlite):
+        return None
+    from cnvnet.ipam.store.kubernetes import KubernetesStore
+
+    return store.networks if isinstance(store, KubernetesStore) else None
+
+
+def known_machines(place: Place) -> frozenset[str]:
+    """The UIDs of the cluster's VMs and instances; none where KubeVirt is not there. CNIError."""
+    directory = place.lookup()
+    uids: set[str] = set()
+    for resource in (VIRTUAL_MACHINES, INSTANCES) if directory is not None else ():
+        try:
+            items = directory.api.list(resource, metadata_only=True).items if directory is not None else ()
+        except ApiError as e:
+            if e.status != _UNKNOWN_KIND:
+                raise
+            continue
+        uids |= {str(each["metadata"]["uid"]) for each in items}
+    return frozenset(uids)
 
 
 def of_network(place: Place, network: str, data_dir: str, kind: str = "") -> Store:

@@ -50,6 +50,8 @@ VM_LEASES = Resource("cnvnet.io", "v1alpha1", "vmleases", "VMLease", True)
 IP_RESERVATIONS = Resource("cnvnet.io", "v1alpha1", "ipreservations", "IPReservation", False)
 IP_NETWORKS = Resource("cnvnet.io", "v1alpha1", "ipnetworks", "IPNetwork", False)
 IPAM_CLAIMS = Resource("k8s.cni.cncf.io", "v1alpha1", "ipamclaims", "IPAMClaim", True)
+WHEREABOUTS_POOLS = Resource("whereabouts.cni.cncf.io", "v1alpha1", "ippools", "IPPool", True)
+KUBE_OVN_IPS = Resource("kubeovn.io", "v1", "ips", "IP", False)
 COORDINATION_LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
 
 

@@ -8,10 +8,9 @@ if what Multus says of the pod's interface is what the lease has.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple, cast
+from typing import NamedTuple
 
 from cnvnet.attachment.files import AttachmentFiles
 from cnvnet.attachment.record import ADDED, Record
@@ -27,13 +26,10 @@ from cnvnet.ipam.store.ref import KUBERNETES, StoreRef
 from cnvnet.ipam.store.sqlite import Sqlite
 from cnvnet.kube.api import Document
 from cnvnet.kube.resources import PODS
-from cnvnet.vm import launcher
 from cnvnet.vm.directory import Directory
 from cnvnet.vm.identity import TARGET
 from cnvnet.vm.launcher import Subject
-
-# Where Multus writes which interface has which addresses.
-_NETWORK_STATUS: Final = "k8s.v1.cni.cncf.io/network-status"
+from cnvnet.vm.network_status import ANNOTATION, interfaces_of
 
 
 class Adopted(NamedTuple):
@@ -84,7 +80,7 @@ class Adoption:
         # Of a file that an older version has left, None: the next ADD brings it up to date.
         leases = source.glance(lambda ledger: list(ledger.leases())) if source.exists() else None
         networks = sorted({each.key.network for each in leases or ()})
-        moved = {network for network in networks if self._store.has_network(network)}
+        moved = {network for network in networks if self._store.networks.is_there(network)}
         if not leases or not moved:
             return
         records = {each.key[1:]: each for each in self._files.records(CNV_BRIDGE)}
@@ -163,30 +159,17 @@ def _release(lease: Lease, records: list[Record]) -> str:
 def _ensure_is_of(pod: Document, ifname: str, lease: Lease) -> None:
     """CNIError 11 unless the pod's interface has the lease's addresses, as Multus or the kubelet says."""
     ips = set(lease.ips)
-    for each in _network_status(pod):
-        interface = each.get("interface") or ("eth0" if each.get("default") else "")
-        if interface == ifname:
-            has = {ip_address(text) for text in each.get("ips") or ()}
-            mac = str(each.get("mac") or "").lower()
-            if has == ips and lease.mac in ("", mac):
+    for each in interfaces_of(pod):
+        if each.name == ifname:
+            if each.ips == ips and lease.mac in ("", each.mac):
                 return
-            raise _differs(f"{_NETWORK_STATUS} says {', '.join(map(str, has))} {mac}".rstrip(), lease)
+            raise _differs(f"{ANNOTATION} says {', '.join(map(str, each.ips))} {each.mac}".rstrip(), lease)
     status = pod.get("status") or {}
     if ifname == "eth0" and ips == {ip_address(each["ip"]) for each in status.get("podIPs") or ()}:
         return
-    raise _differs(f"{_NETWORK_STATUS} has no interface {ifname}", lease)
+    raise _differs(f"{ANNOTATION} has no interface {ifname}", lease)
 
 
 def _differs(text: str, lease: Lease) -> CNIError:
     has = ", ".join(filter(None, (*map(str, lease.ips), lease.mac)))
     return CNIError(TRY_AGAIN_LATER, f"{text}, and the lease has {has}")
-
-
-def _network_status(pod: Document) -> Iterator[Mapping[str, Any]]:
-    try:
-        found: object = json.loads(launcher.annotations_of(pod).get(_NETWORK_STATUS) or "[]")
-    except ValueError:
-        return
-    for each in cast("list[object]", found) if isinstance(found, list) else []:
-        if isinstance(each, dict):
-            yield cast("Mapping[str, Any]", each)

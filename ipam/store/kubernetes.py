@@ -87,6 +87,11 @@ class KubernetesStore:
         return other
 
     @property
+    def networks(self) -> NetworkRegistry:
+        """The IPNetworks of the cluster."""
+        return self._networks
+
+    @property
     def is_connected(self) -> bool:
         """Whether there is a way to the API."""
         return not isinstance(self._api, NoApi)
@@ -176,10 +181,6 @@ class KubernetesStore:
             clock=self._clock,
             remade=remade,
         )
-
-    def has_network(self, network: str) -> bool:
-        """Whether the addresses of a network are the cluster's: it has an IPNetwork. ApiError."""
-        return self._networks.is_there(network)
 
     def declare(self, network: str, namespace: str) -> None:
         """Make a network's IPNetwork, as a lease of this namespace would. CNIError."""

@@ -55,17 +55,36 @@ class NetworkRegistry:
         if not _admits(terms, namespace) or _outside(terms, spans):
             # It may have been changed since.
             terms = self._terms(network, namespace, fresh=True)
-        if not _admits(terms, namespace):
-            allowed = ", ".join(terms.namespaces) or "no namespace"
-            raise InvalidConfig(
-                f"network {network}: namespace {namespace} may not use it: IPNetwork {terms.name} admits "
-                f'{allowed}: add "- {namespace}" to its spec.namespaces '
-                f"(kubectl edit ipnetwork {terms.name})"
-            )
-        outside = _outside(terms, spans)
-        if outside:
-            raise InvalidConfig(f"network {network}: IPNetwork {terms.name} does not give out {outside}")
+        refusal = _refusal(terms, network, namespace, spans)
+        if refusal:
+            raise InvalidConfig(refusal)
         return terms
+
+    def refusals(self, network: str, addresses: Iterable[tuple[str, Iterable[Address]]]) -> list[str] | None:
+        """Why pods of namespaces would not get addresses; None: the network has no IPNetwork. ApiError."""
+        terms = self._read(network)
+        if terms is None:
+            return None
+        found = (_refusal(terms, network, each, _spans_of(None, ips)) for each, ips in addresses)
+        return list(dict.fromkeys(filter(None, found)))
+
+    def make(self, network: str, namespaces: Iterable[str]) -> NetworkTerms:
+        """Make the IPNetwork of a network that has none, for these namespaces. ApiError."""
+        name, admitted = object_names.network_name(network), tuple(namespaces)
+        document = {
+            "apiVersion": object_names.API_VERSION,
+            "kind": "IPNetwork",
+            "metadata": {"name": name},
+            "spec": {"namespaces": list(admitted)},
+        }
+        try:
+            self._api.create(IP_NETWORKS, document)
+        except Conflict:
+            made = self._read(network)
+            if made is not None:
+                return made
+            raise
+        return NetworkTerms(name, admitted, (), 0)
 
     def is_there(self, network: str) -> bool:
         """Whether the network has an IPNetwork. ApiError."""
@@ -115,25 +134,24 @@ class NetworkRegistry:
                 f"network {network}: there is no IPNetwork {name}, and agents make none here: an "
                 f'administrator makes it, with "- {namespace}" in its spec.namespaces'
             )
-        namespaces = (_ALL,) if self._new_networks == OPEN else (namespace,)
-        document = {
-            "apiVersion": object_names.API_VERSION,
-            "kind": "IPNetwork",
-            "metadata": {"name": name},
-            "spec": {"namespaces": list(namespaces)},
-        }
-        try:
-            self._api.create(IP_NETWORKS, document)
-        except Conflict:
-            made = self._read(network)
-            if made is not None:
-                return made
-            raise
-        return NetworkTerms(name, namespaces, (), 0)
+        return self.make(network, (_ALL,) if self._new_networks == OPEN else (namespace,))
 
 
 def _admits(terms: NetworkTerms, namespace: str) -> bool:
     return _ALL in terms.namespaces or namespace in terms.namespaces
+
+
+def _refusal(terms: NetworkTerms, network: str, namespace: str, spans: list[tuple[int, Span]]) -> str:
+    """Why a namespace does not get addresses of the spans, "" if it does."""
+    if not _admits(terms, namespace):
+        allowed = ", ".join(terms.namespaces) or "no namespace"
+        return (
+            f"network {network}: namespace {namespace} may not use it: IPNetwork {terms.name} admits "
+            f'{allowed}: add "- {namespace}" to its spec.namespaces '
+            f"(kubectl edit ipnetwork {terms.name})"
+        )
+    outside = _outside(terms, spans)
+    return f"network {network}: IPNetwork {terms.name} does not give out {outside}" if outside else ""
 
 
 def _spans_of(pool: Pool | None, ips: Iterable[Address]) -> list[tuple[int, Span]]:

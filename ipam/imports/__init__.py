@@ -1,0 +1,1 @@
+"""Leases as files have them: our own, and what other address managers have given."""
