@@ -20,6 +20,8 @@ ACTIVE: Final = "active"
 TARGET: Final = "target"
 TEMP: Final = "temp"
 ROLES: Final = (ACTIVE, TARGET, TEMP)
+# Those of pods that are not to run the VM now: its addresses are, or may be, another pod's.
+SILENT_ROLES: Final = (TARGET, TEMP)
 
 # CNI_ARGS that name a VM, in the order of the fields of VM.
 ARGS: Final = ("VM_NAMESPACE", "VM_NAME", "VM_UID", "VM_INTERFACE", "VM_ROLE")

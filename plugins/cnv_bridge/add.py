@@ -22,7 +22,7 @@ from cnvnet.plugins.cnv_bridge.config import Config
 from cnvnet.plugins.cnv_bridge.ipam import Ipam, Prospect, ipam_of
 from cnvnet.plugins.cnv_bridge.reload import change_loaded
 from cnvnet.plugins.cnv_bridge.state import Context, PortState, remove_elements, remove_masquerade
-from cnvnet.vm.identity import TARGET
+from cnvnet.vm.identity import SILENT_ROLES
 from cnvnet.vm.subjects import owners_of
 
 
@@ -106,7 +106,7 @@ class PortAdd:
             bridge = ensure_bridge(namespaces.host, self._context.attachments, config)
             port.refuse_hosts_mac(namespaces.host, bridge, self._mac)
             with still_there(namespaces.host, bridge):
-                begun = Progress(names, bridge, leased, left, silent=self._is_target())
+                begun = Progress(names, bridge, leased, left, silent=self._is_silent())
                 progress, link = self._make(transaction, order, begun)
             result = self._result(namespaces.host, progress, link)
             locked.write(record._replace(state=ADDED, undo=progress.left.to_json()))
@@ -123,10 +123,10 @@ class PortAdd:
             progress = self._do(step, transaction, progress)
         return progress, self._settle(transaction, progress, link)
 
-    def _is_target(self) -> bool:
+    def _is_silent(self) -> bool:
         """Whether the Kubernetes API says so; outside of it the lease knows it better than the call."""
         subject = self._prospect.subject
-        return subject is not None and bool(subject.vmi) and subject.role == TARGET
+        return subject is not None and bool(subject.vmi) and subject.role in SILENT_ROLES
 
     def _refuse_absent_ipam(self) -> None:
         unavailable_reason = self._ipam.unavailable_reason(self._request) if self._ipam is not None else ""
@@ -167,7 +167,7 @@ class PortAdd:
         leased = plan.with_gateways(config, lease.result)
         gateway = self._gateway(transaction.namespaces.host, progress.bridge, leased)
         return progress._replace(
-            names=names, leased=leased, gateway=gateway, silent=progress.silent or lease.is_target
+            names=names, leased=leased, gateway=gateway, silent=progress.silent or lease.is_silent
         )
 
     def _gateway(self, host: Stack, bridge: Link, leased: Result) -> Link | None:

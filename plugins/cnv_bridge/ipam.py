@@ -17,7 +17,7 @@ from cnvnet.executables import STATIC_IP
 from cnvnet.ipam.store.ref import StoreRef
 from cnvnet.plugins.cnv_bridge.config import DeleteConfig
 from cnvnet.plugins.cnv_bridge.state import PortState
-from cnvnet.vm.identity import TARGET
+from cnvnet.vm.identity import SILENT_ROLES
 from cnvnet.vm.launcher import Subject
 from cnvnet.vm.subjects import Lookup
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Grant(NamedTuple):
     """What IPAM gave, and how to undo it while the ADD goes on.
 
-    `mac` is "" for a foreign IPAM: a result has no place for it. `is_target`: the pod is a migration's
-    target, and its addresses are the source's for now.
+    `mac` is "" for a foreign IPAM: a result has no place for it. `is_silent`: the pod does not
+    run the VM now, as a migration's target: another one may have its addresses.
     """
 
     result: Result
     mac: str
     undo: Callable[[], None]
-    is_target: bool = False
+    is_silent: bool = False
 
 
 class Prospect(NamedTuple):
@@ -171,7 +171,7 @@ class BuiltinIpam:
         """Get the addresses, and how to give them back should the ADD fail. CNIError."""
         assignment = self._plugin.assign(request, self._config)
         revert = partial(self._plugin.revert, request, assignment)
-        return Grant(assignment.result, assignment.mac, revert, is_target=assignment.role == TARGET)
+        return Grant(assignment.result, assignment.mac, revert, is_silent=assignment.role in SILENT_ROLES)
 
     def delete(self, request: Request, recorded: StoreRef | None = None) -> None:
         """End the container's hold. CNIError."""

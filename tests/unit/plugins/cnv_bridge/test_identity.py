@@ -149,18 +149,20 @@ def test_the_record_keeps_vm_instance_and_role(make_world: MakeWorld, launchers:
     assert record["pod"]["uid"] == target.uid
 
 
-def test_a_migrations_target_does_not_announce_its_addresses(
+def test_a_pod_that_is_not_to_run_the_vm_now_does_not_announce_its_addresses(
     make_world: MakeWorld, launchers: Launchers
 ) -> None:
+    """A migration's target, and one that only makes storage come about."""
     world = make_world(ipam={"type": "fake"})
     source = launchers.start("vm-a")
     target = launchers.migrate("vm-a")
+    temporary = launchers.start("vm-br", {"kubevirt.io/ephemeral-provisioning": "true"})
     announced = {}
-    for pod in (source, target):
+    for pod in (source, target, temporary):
         world.add(args=cni_args(pod), ifname=LAN)
         announced[pod] = world.pod.sysctls[f"net/ipv4/conf/{LAN}/arp_notify"]
         world.delete(args=cni_args(pod), ifname=LAN)
-    assert announced == {source: "1", target: "0"}
+    assert announced == {source: "1", target: "0", temporary: "0"}
 
 
 def test_an_identity_in_the_call_of_a_pod_is_refused(make_world: MakeWorld, launchers: Launchers) -> None:
