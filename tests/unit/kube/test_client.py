@@ -89,6 +89,16 @@ def test_a_list_has_all_pages(client: Client, server: ApiServer, monkeypatch: py
     assert client.get(VM_LEASES, "x4", "default")["metadata"]["resourceVersion"] == listing.resource_version
 
 
+def test_a_list_leaves_out_which_program_has_written_which_field(client: Client, server: ApiServer) -> None:
+    created(client, "x")
+    record = [{"manager": "cnvnet", "operation": "Update"}]
+    server.objects.patch(VM_LEASES, "default", "x", {"metadata": {"managedFields": record}})
+    (listed,) = client.list(VM_LEASES).items
+    read = client.get(VM_LEASES, "x", "default")
+    assert read["metadata"].pop("managedFields") == record
+    assert listed == read
+
+
 def test_a_list_whose_version_was_forgotten_begins_anew(
     client: Client, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
