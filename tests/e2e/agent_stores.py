@@ -10,14 +10,13 @@ from cnvnet.ipam.lease import Lease, LeaseKey
 from cnvnet.ipam.store.holds import Holds
 from cnvnet.ipam.store.kubernetes import KubernetesStore
 from cnvnet.ipam.store.kubernetes_networks import OPEN
+from cnvnet.kube.api import NotFound
 from cnvnet.kube.client import Client
 from cnvnet.kube.credentials import from_kubeconfig
-from tests.e2e.api import ApiError
+from cnvnet.kube.resources import VM_LEASES
 from tests.e2e.cnvnet_objects import LEASES, RESERVATIONS, agent
 from tests.e2e.control_plane import ControlPlane
 from tests.unit.ipam.store.conformance import Desk
-
-ALL_LEASES = "/apis/cnvnet.io/v1alpha1/vmleases"
 
 
 class AgentStore(KubernetesStore):
@@ -68,16 +67,14 @@ def reserved(control_plane: ControlPlane, network: str) -> dict[str, str]:
 
 def remove_leases(control_plane: ControlPlane) -> None:
     """Removes what there is of leases and reservations in the whole cluster, as no user can."""
-    api = control_plane.api
-    found = [each["metadata"] for each in api.get(ALL_LEASES)["items"]]
+    admin = Client(from_kubeconfig(str(control_plane.kubeconfig())))
+    found = [each["metadata"] for each in admin.list(VM_LEASES, metadata_only=True).items]
     for namespace in {each["namespace"] for each in found}:
-        api.delete(LEASES.format(namespace))
+        control_plane.api.delete(LEASES.format(namespace))
     for each in found:
         try:
-            api.patch(
-                f"{LEASES.format(each['namespace'])}/{each['name']}", {"metadata": {"finalizers": None}}
-            )
-        except ApiError as e:
-            if e.code != 404:  # nothing has kept it
-                raise
-    api.delete(RESERVATIONS)
+            admin.patch(VM_LEASES, each["name"], {"metadata": {"finalizers": None}}, each["namespace"])
+        except NotFound:
+            pass  # nothing has kept it
+    admin.close()
+    control_plane.api.delete(RESERVATIONS)
