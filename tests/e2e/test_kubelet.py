@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -361,16 +361,41 @@ def test_a_virtual_machine_has_its_pods_own_address_with_vm_bridge(cluster: Clus
 @pytest.fixture
 def instance(testbed: Testbed) -> Iterator[dict[str, Any]]:
     """A VirtualMachineInstance that KubeVirt has made, whose second network is `vms`."""
-    (definition,) = definitions("virtualmachineinstances")
     _, vmi = kubevirt.started("vm-a")
+    vmi["spec"]["networks"][1]["multus"]["networkName"] = "vms"
+    with created(testbed, vmi) as made:
+        yield made
+
+
+@pytest.fixture
+def primary_instance(testbed: Testbed) -> Iterator[dict[str, Any]]:
+    """One that has a network of Multus in the place of the pod's own, with a MAC in its spec."""
+    _, vmi = kubevirt.started("vm-primary-br")
+    with created(testbed, vmi) as made:
+        yield made
+
+
+@contextmanager
+def created(testbed: Testbed, vmi: dict[str, Any]) -> Generator[dict[str, Any]]:
+    """A recorded VirtualMachineInstance in the cluster, with its definition."""
+    (definition,) = definitions("virtualmachineinstances")
     for key in ("uid", "resourceVersion", "creationTimestamp", "generation", "finalizers"):
         vmi["metadata"].pop(key)
-    vmi["spec"]["networks"][1]["multus"]["networkName"] = "vms"
-    path = INSTANCES.format("default")
     with ExitStack() as undo:
         testbed.control_plane.define(definition)
         undo.callback(testbed.api.delete, f"{DEFINITIONS}/{definition['metadata']['name']}")
-        yield testbed.api.create(path, vmi)
+        yield testbed.api.create(INSTANCES.format("default"), vmi)
+
+
+def owned_by(instance: dict[str, Any]) -> dict[str, Any]:
+    """The owner that KubeVirt writes into a launcher pod."""
+    return {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstance",
+        "name": instance["metadata"]["name"],
+        "uid": instance["metadata"]["uid"],
+        "controller": True,
+    }
 
 
 @pytest.fixture
@@ -390,22 +415,41 @@ def test_a_launchers_network_has_the_lease_and_the_mac_of_its_vm(
     cluster: Cluster, instance: dict[str, Any]
 ) -> None:
     cluster.define("vms", sample("vms"))
-    owner = {
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachineInstance",
-        "name": "vm-a",
-        "uid": instance["metadata"]["uid"],
-        "controller": True,
-    }
     # As KubeVirt asks Multus, but for the MAC, which it leaves out of the default network only.
     element = {"name": "vms", "namespace": "default", "interface": LAN}
     annotations = {NETWORKS: json.dumps([element]), "cnvnet.io/ip_address": "10.10.0.77"}
-    cluster.create_owned("virt-launcher-vm-a-abcde", annotations, owner)
+    cluster.create_owned("virt-launcher-vm-a-abcde", annotations, owned_by(instance))
     pod = cluster.running("virt-launcher-vm-a-abcde")
     status = pod.networks["default/vms"]
     assert (status["interface"], status["ips"], status["mac"]) == (LAN, ["10.10.0.77"], MAC)
     assert pod.sandbox.links()[LAN]["address"] == MAC
     (lease,) = leases(cluster.node.machine)
     assert (lease.key, lease.mac) == (f"vms/default/vm-a/{LAN}", MAC)
+    cluster.delete(pod)
+    eventually(lambda: not list(leases(cluster.node.machine)), "the lease has ended with the pod")
+
+
+@pytest.mark.usefixtures("agent_with_credentials")
+def test_a_guest_talks_on_the_default_network_with_the_mac_of_its_vm(
+    cluster: Cluster, primary_instance: dict[str, Any]
+) -> None:
+    """Multus is asked for no MAC there, and the guard lets no other one pass than the port's."""
+    interfaces = primary_instance["spec"]["domain"]["devices"]["interfaces"]
+    mac = next(each["macAddress"] for each in interfaces if each["name"] == "prim")
+    number = cluster.node.number
+    subnet = {"subnet": f"10.244.{number}.0/24", "rangeStart": f"10.244.{number}.200", "nodeLocal": True}
+    port = {"type": "cnv-bridge", "bridge": "cni0", "isDefaultGateway": True, "macspoofchk": True}
+    plugins: list[dict[str, Any]] = [
+        {**port, "ipam": {"type": "static-ip", **subnet}},
+        {"type": "vm-bridge", "guestServices": {}},
+    ]
+    cluster.define("guarded", {"name": "pods", "plugins": plugins})
+    cluster.create_owned("virt-launcher-primary", {DEFAULT: "guarded"}, owned_by(primary_instance))
+    pod = cluster.running("virt-launcher-primary")
+    # vm-bridge has given the guest what the pod's interface had.
+    with QemuGuest(pod.sandbox.netns, Nic("tap0", mac, 1500)) as guest:
+        assert guest.ask_dhcp()["ip"] == pod.address
+        assert_talks(guest, cluster, pod)
+    assert pod.networks["default/guarded"]["mac"] == mac
     cluster.delete(pod)
     eventually(lambda: not list(leases(cluster.node.machine)), "the lease has ended with the pod")
