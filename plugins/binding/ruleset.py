@@ -5,6 +5,7 @@ Every rule has a comment that no other of its chain has: that is how CHECK knows
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,15 @@ def load(kernel: Kernel, netns: Netns, ruleset: Ruleset) -> None:
             raise CNIError(IO_FAILURE, f"{ruleset.table}: {e}") from e
 
 
+def replace(kernel: Kernel, netns: Netns, ruleset: Ruleset) -> None:
+    """Makes the table, in the place of one that may be there. Raises CNIError 5 naming it."""
+    with kernel.nft(netns) as nft:
+        try:
+            nft.run(render_removal([ruleset.table]) + render(ruleset))
+        except NftError as e:
+            raise CNIError(IO_FAILURE, f"{ruleset.table}: {e}") from e
+
+
 def contents(kernel: Kernel, netns: Netns, rulesets: Iterable[Ruleset]) -> dict[str, str]:
     """What is in each table now (Nft.contents), by the table's name: for CHECK to compare."""
     with kernel.nft(netns) as nft:
@@ -85,6 +95,18 @@ def delete(kernel: Kernel, netns: Netns, tables: Iterable[TableName]) -> None:
     if wanted:
         with kernel.nft(netns) as nft:
             nft.run(render_removal(wanted))
+
+
+def delete_present(kernel: Kernel, netns: Netns, table: TableName) -> None:
+    """Deletes the table if it is there; a kernel may know nothing of its family."""
+    with kernel.nft(netns) as nft:
+        try:
+            nft.contents(*table)
+        except NftError as e:
+            if e.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                raise
+            return
+        nft.run(render_removal([table]))
 
 
 def _render_set(name: str, elements: Sequence[Element]) -> str:

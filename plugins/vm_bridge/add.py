@@ -23,6 +23,7 @@ from cnvnet.kernel.stack import KernelError, Stack
 from cnvnet.launch import guest_client
 from cnvnet.plugins.binding import ownership, pod_interface, sysctls
 from cnvnet.plugins.binding import ruleset as vm_ruleset
+from cnvnet.plugins.binding.ruleset import Ruleset
 from cnvnet.plugins.commands import BindingCall
 from cnvnet.plugins.vm_bridge import original, plan, ruleset, state
 from cnvnet.plugins.vm_bridge.config import Config
@@ -30,6 +31,7 @@ from cnvnet.plugins.vm_bridge.original import Original
 from cnvnet.plugins.vm_bridge.plan import BridgePlan
 from cnvnet.plugins.vm_bridge.state import BridgeState
 from cnvnet.vm import names
+from cnvnet.vm.names import PodLinkNames
 from cnvnet.vm.subjects import owners_of
 
 # A gateway that is there answers at once, unless its address is still under detection, or a bridge with STP
@@ -113,8 +115,18 @@ class BridgeAdd:
         if wanted.server is not None:
             pod.apply(AddAddress(bridge.ifindex, wanted.server))
         pod.apply(*(ChangeLink(each, up=True) for each in (bridge.ifindex, tap.ifindex, was.ifindex)))
-        contents = vm_ruleset.contents(kernel, netns, [table])
+        contents = vm_ruleset.contents(kernel, netns, [table, *self._pass_by_the_bridge(wanted.names)])
         return {"contents": contents, "tap_mac": tap.mac, "mtu": wanted.mtu}
+
+    def _pass_by_the_bridge(self, called: PodLinkNames) -> list[Ruleset]:
+        """What was loaded for it: nothing where the kernel cannot, and all frames take the bridge."""
+        wire = ruleset.plan_wire(called)
+        try:
+            vm_ruleset.replace(self._pod.kernel, self._pod.netns, wire)
+        except CNIError as e:
+            log(f"{called.tap}: all frames pass the bridge: {e.msg}")
+            return []
+        return [wire]
 
 
 def resolved(pod: Stack, was: Original, address: IPv6Address) -> str:

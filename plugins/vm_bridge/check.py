@@ -44,8 +44,12 @@ def check(call: BindingCall[Config], record: Record | None) -> None:
     if plan.serves(call.config, _addressed(was)) != (served is not None):
         state = "has no" if served is None else "still has"
         raise CheckFailed(f"the record of {call.key.ifname} {state} settings for the guest")
+    wire = ruleset.plan_wire(called)
     with pod.kernel.nft(pod.netns) as nft:
         checks.table(nft, ruleset.plan(called, served), record)
+        # An older program made none, nor does a kernel that cannot.
+        if UndoKeys(record.undo).fields("contents").get(str(wire.table)):
+            checks.table(nft, wire, record)
 
 
 def _addressed(was: Original) -> KnownNetwork:

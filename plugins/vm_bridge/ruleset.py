@@ -1,4 +1,4 @@
-"""What may pass between guest, LAN and the pod's own kernel: a table per VM interface. Pure.
+"""What may pass between guest, LAN and the pod's own kernel: two tables per VM interface. Pure.
 
 The guest is on the LAN. Only where it is served by us must the two not hear each other's DHCP and router
 advertisements: the agent's packet socket merely copies what the guest asks.
@@ -16,6 +16,9 @@ from cnvnet.vm.names import PodLinkNames
 
 FAMILY: Final = "bridge"
 PREFIX: Final = "cnv_guest_"
+# The table of the frames that need not pass the bridge.
+WIRE_FAMILY: Final = "netdev"
+WIRE_PREFIX: Final = "cnv_wire_"
 # A chain that every table has.
 ANCHOR: Final = "input"
 
@@ -35,11 +38,43 @@ _SNAP: Final = "@nh,0,16 & 0xfefe == 0xaaaa @nh,24,24 & 0xffff07 == 0 meta proto
 # nft stops at an authentication header (RFC 4302): UDP, ICMPv6, and the headers that may come before them.
 _HIDDEN6: Final = "{ 0, 17, 43, 44, 51, 58, 60, 135, 139, 140 }"
 _SOLICITED_TARGET: Final = "@th,64,128"
+# Nearly every frame, and none that a rule may drop; in VLANs the same is passed on.
+_NEVER_DROPPED: Final = (
+    ("meta protocol ip meta l4proto 6", "TCP"),
+    (f"{_UDP4} udp dport != 67-68", "UDP but DHCP"),
+    ("meta protocol ip6 meta l4proto 6 @th,0,8 0-255", "TCP over IPv6"),
+    (f"{_UDP6} udp dport != 546-547", "UDP over IPv6 but DHCPv6"),
+)
 
 
 def table(names: PodLinkNames) -> TableName:
     """The table of one interface, by its tap: of all names the only one that is always an identifier."""
     return TableName(FAMILY, f"{PREFIX}{names.tap}")
+
+
+def wire_table(names: PodLinkNames) -> TableName:
+    """The table of one interface that passes the bridge by."""
+    return TableName(WIRE_FAMILY, f"{WIRE_PREFIX}{names.tap}")
+
+
+def plan_wire(names: PodLinkNames) -> Ruleset:
+    """What no rule of `plan` drops goes straight from one end to the other; all else meets the bridge.
+
+    To be loaded when the links are there, whose numbers its rules have.
+    """
+    ends = (("from_guest", names.tap, names.nic), ("from_lan", names.nic, names.tap))
+    chains = (
+        PlannedChain(
+            name,
+            f'filter hook ingress device "{end}" priority 0',
+            tuple(
+                PlannedRule(match, f'fwd to "{other}"', comment, counted=False)
+                for match, comment in _NEVER_DROPPED
+            ),
+        )
+        for name, end, other in ends
+    )
+    return Ruleset(wire_table(names), (), tuple(chains))
 
 
 def plan(names: PodLinkNames, served: Settings | None) -> Ruleset:
@@ -66,7 +101,8 @@ def plan(names: PodLinkNames, served: Settings | None) -> Ruleset:
 def _forward(names: PodLinkNames, served: Settings | None) -> Iterable[PlannedRule]:
     if served is None or (served.v4 is None and served.v6 is None):
         return
-    yield from _never_dropped()
+    for match, comment in _NEVER_DROPPED:
+        yield PlannedRule(match, "accept", comment, counted=False)
     # Priority tags (VLAN 0) are no VLAN: receivers ignore them, of either kind and however many. Of what is
     # behind the first one the rules below would see no more than that it is tagged.
     yield PlannedRule("vlan id 1-4095", "accept", "VLANs are between the guest and its LAN")
@@ -78,17 +114,6 @@ def _forward(names: PodLinkNames, served: Settings | None) -> Iterable[PlannedRu
         yield from _forward_ipv4(guest, lan, _answered4(served))
     if served.v6 is not None:
         yield from _forward_ipv6(guest, lan, _answered6(served))
-
-
-def _never_dropped() -> Iterable[PlannedRule]:
-    """First what no rule below can drop, which is nearly every frame; in VLANs the same is passed on."""
-    for match, comment in (
-        ("meta protocol ip meta l4proto 6", "TCP"),
-        (f"{_UDP4} udp dport != 67-68", "UDP but DHCP"),
-        ("meta protocol ip6 meta l4proto 6 @th,0,8 0-255", "TCP over IPv6"),
-        (f"{_UDP6} udp dport != 546-547", "UDP over IPv6 but DHCPv6"),
-    ):
-        yield PlannedRule(match, "accept", comment, counted=False)
 
 
 def _forward_ipv4(guest: str, lan: str, answered: Iterable[IPv4Address]) -> Iterable[PlannedRule]:

@@ -98,13 +98,14 @@ def _addresses(pod: Stack, link: Link) -> Snapshot:
 def remove(pod: Pod, left: BridgeState) -> None:
     """Restores the pod from any state; then raises the first error.
 
-    The table goes after the links that it keeps apart.
+    The table goes after the links that it keeps apart, what passes the bridge by before them.
     """
     kernel, netns, stack = pod
     was, called = left.was, left.names
     if was is None or called is None:
         return
     collector = ErrorCollector()
+    collector.attempt("nftables", vm_ruleset.delete_present, kernel, netns, ruleset.wire_table(called))
     collector.attempt(called.tap, ownership.delete_tap, stack, called.tap)
     collector.attempt(called.bridge, ownership.delete_bridge, stack, called.bridge, plan.wire_mac(was.mac))
     collector.attempt(called.pod, _delete_placeholder, stack, was)

@@ -91,7 +91,9 @@ class FakeNft:
         return dict(self.tables.get((family, table), FakeTable()).counters)
 
     def contents(self, family: str, table: str, chains: Collection[str] | None = None) -> str:
-        found = self.tables.get((family, table), FakeTable())
+        found = self.tables.get((family, table))
+        if found is None:
+            raise NftError(errno.ENOENT, f"table {family} {table}: the table or its set is not loaded")
         rules = {name: [rule.comment for rule in entries] for name, entries in found.chains.items()}
         if chains is not None:
             return repr({name: entries for name, entries in rules.items() if name in chains})

@@ -385,8 +385,8 @@ def test_foreign_tables_stay_byte_for_byte(linux: Linux) -> None:
 def test_nft_takes_the_golden_files_and_can_list_them(golden: Path) -> None:
     with namespace() as path:
         # Rules know a link that is there already by its number.
-        for pod in ("eth0", "pod16477688c0e"):
-            Sandbox(path).run("ip", "link", "add", pod, "type", "bridge")
+        for link in ("eth0", "eth0-nic", "pod16477688c0e", "tap0"):
+            Sandbox(path).run("ip", "link", "add", link, "type", "bridge")
         Sandbox(path).run("nft", "-c", "-f", str(golden))
         Sandbox(path).run("nft", "-f", str(golden))
         assert "chain" in listed(path)

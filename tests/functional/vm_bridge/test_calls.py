@@ -309,6 +309,8 @@ def test_a_pod_without_its_interface_is_refused(lab: Lab) -> None:
     ("spoil", "message"),
     [
         ("ip link set eth0-nic nomaster", "eth0-nic is not attached to k6t-eth0"),
+        ("nft flush chain netdev cnv_wire_tap0 from_lan", 'cnv_wire_tap0, chain from_lan: the rule "TCP"'),
+        ("nft delete table netdev cnv_wire_tap0", 'cnv_wire_tap0, chain from_guest: the rule "TCP"'),
         ("bridge link set dev eth0-nic learning on", "eth0-nic learns"),
         ("ip link set eth0-nic down", "eth0-nic is down"),
         ("ip link set eth0-nic address 0a:00:00:00:00:07", "the MAC of eth0-nic is 0a:00:00:00:00:07, not"),

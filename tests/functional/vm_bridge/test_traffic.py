@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -23,7 +24,14 @@ from scapy.layers.l2 import ARP, LLC, SNAP, Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
 
 from tests.functional.datapath.frames import tagged
-from tests.functional.masquerade.masquerade_pod import PATIENCE, Answer, Side, socket_in, who_answers
+from tests.functional.masquerade.masquerade_pod import (
+    PATIENCE,
+    Answer,
+    Side,
+    socket_in,
+    who_answers,
+    who_hears,
+)
 from tests.functional.vm_bridge.vm_bridge_pod import (
     LAN_MAC,
     POD_MAC,
@@ -31,7 +39,10 @@ from tests.functional.vm_bridge.vm_bridge_pod import (
     WORLD,
     WORLD6,
     Lab,
+    difference,
     frames,
+    settle,
+    snapshot,
 )
 from tests.unit.guest import scapy_packets
 
@@ -63,6 +74,45 @@ def test_the_guest_has_the_addresses_of_its_pod(lab: Lab, side: Side) -> None:
         "guest", side.outside
     )
     assert who_answers(lab.guest, side, side.outside, 80, lan=outside) == Answer("lan", side.guest)
+
+
+@pytest.mark.parametrize("side", [V4, V6], ids=["IPv4", "IPv6"])
+def test_what_no_rule_drops_passes_the_bridge_by(lab: Lab, side: Side) -> None:
+    lab.network()
+    lab.pod.cni("ADD").ok()
+    lab.plug(*ADDRESSES)
+    in_guest = listener(lab, lab.guest, side, side.guest)
+    outside = listener(lab, lab.node, side, side.outside)
+    datagrams = socket_in(lab.guest, side.family, socket.SOCK_DGRAM)
+    lab.undo.callback(datagrams.close)
+    datagrams.bind((side.guest, 53))
+    # Both know the other's MAC address: what asks for it takes the bridge.
+    assert who_hears(lab.node, side, side.pod, 53, guest=datagrams).by == "guest"
+    lab.pod.run("ip", "link", "set", "k6t-eth0", "down")
+    assert who_answers(lab.node, side, side.pod, 80, guest=in_guest).by == "guest"
+    assert who_answers(lab.guest, side, side.outside, 80, lan=outside).by == "lan"
+    assert who_hears(lab.node, side, side.pod, 53, guest=datagrams).by == "guest"
+    # All else meets the bridge and its rules, which is down.
+    assert lab.node.run("ping", "-c", "1", "-W", "1", side.pod, check=False).returncode != 0
+    lab.pod.run("ip", "link", "set", "k6t-eth0", "up")
+
+
+def test_a_pod_of_an_older_version_has_its_frames_pass_the_bridge(lab: Lab) -> None:
+    lab.network()
+    settle(lab)
+    before = snapshot(lab.pod)
+    lab.pod.cni("ADD").ok()
+    lab.pod.run("nft", "delete", "table", "netdev", "cnv_wire_tap0")
+    (path,) = (lab.node.rundir / "attachments").iterdir()
+    record = json.loads(path.read_text())
+    del record["undo"]["contents"]["table netdev cnv_wire_tap0"]
+    path.write_text(json.dumps(record))
+    lab.pod.cni("CHECK").ok()
+    lab.plug(*ADDRESSES)
+    in_guest = listener(lab, lab.guest, V4, V4.guest)
+    assert who_answers(lab.node, V4, V4.pod, 80, guest=in_guest).by == "guest"
+    lab.pod.cni("DEL").ok()
+    assert difference(lab.pod, before) == ""
 
 
 @pytest.mark.alone  # an agent answers ARP for the DHCP server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
+from cnvnet.kernel.nft.tables import NftError
 from tests.fakes.kernel import FakeKernel
 from tests.unit.plugins.fake_pod import kill_adds, kill_deletes, refuse_adds
 from tests.unit.plugins.killing_kernel import KillingKernel
@@ -31,6 +33,44 @@ def test_del_leaves_the_pod_as_it_was(tmp_path: Path, dummies: bool) -> None:
     assert world.snapshot() == before
     world.delete()
     assert world.snapshot() == before
+
+
+def test_where_the_kernel_cannot_all_frames_pass_the_bridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path)
+    before = world.snapshot()
+    run = world.nft.run
+
+    def without_netdev(text: str) -> str:
+        if "netdev" in text:
+            raise NftError(errno.EINVAL, "nft: Could not process rule: Operation not supported")
+        return run(text)
+
+    monkeypatch.setattr(world.nft, "run", without_netdev)
+    world.add()
+    assert "tap0: all frames pass the bridge: table netdev cnv_wire_tap0: nft: " in capsys.readouterr().err
+    world.check()
+    world.delete()
+    assert world.snapshot() == before
+
+
+@pytest.mark.parametrize("chain", ["from_guest", "from_lan"])
+def test_check_finds_what_passes_the_bridge_by_as_add_made_it(tmp_path: Path, chain: str) -> None:
+    world = World(tmp_path)
+    world.add()
+    world.nft.tables["netdev", "cnv_wire_tap0"].chains[chain].clear()
+    with pytest.raises(CNIError, match=f'^table netdev cnv_wire_tap0, chain {chain}: the rule "TCP"') as e:
+        world.check()
+    assert e.value.code == 100
+
+
+def test_a_table_that_was_left_over_is_replaced(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.nft.run('table netdev cnv_wire_tap0 {\n\tchain from_lan {\n\t\taccept comment "old"\n\t}\n}\n')
+    world.add()
+    assert world.nft.rules("netdev", "cnv_wire_tap0", "from_lan")[0].comment == "TCP"
+    world.check()
 
 
 def test_an_add_refused_at_any_step_leaves_the_pod_as_it_was(tmp_path: Path) -> None:

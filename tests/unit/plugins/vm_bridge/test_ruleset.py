@@ -37,6 +37,21 @@ def test_the_text_is_the_golden_one(case: str) -> None:
     assert vm_ruleset.render(planned) == (DATA / f"{case}.nft").read_text()
 
 
+def test_the_text_of_what_passes_the_bridge_by_is_the_golden_one() -> None:
+    planned = ruleset.plan_wire(names.of("eth0"))
+    assert vm_ruleset.render(planned) == (DATA / "guest_wire.nft").read_text()
+
+
+def test_what_passes_the_bridge_by_is_what_its_rules_accept_first() -> None:
+    """Nothing that they drop may find another way."""
+    called = names.of("eth0")
+    (forward,) = (chain for chain in ruleset.plan(called, BOTH).chains if chain.name == "forward")
+    for chain in ruleset.plan_wire(called).chains:
+        matches = [rule.match for rule in chain.rules]
+        first = forward.rules[: len(matches)]
+        assert [(rule.match, rule.verdict) for rule in first] == [(match, "accept") for match in matches]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_rule_of_a_chain_is_known_by_its_comment(case: str) -> None:
     pod, served = CASES[case]
