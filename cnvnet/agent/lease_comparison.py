@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from cnvnet.call_context import waiting
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
@@ -32,6 +33,8 @@ _SOON: Final = 5.0
 _PERIOD: Final = 300.0
 # Seconds that an ADD waits for a look: it has ten in all.
 _PATIENCE: Final = 6.0
+# Seconds for which a look counts while no connection is watched.
+_TRUSTED: Final = 5.0
 # As `KubernetesStore.compare` has them; imported with the API's client alone.
 _EVERYTHING: Final = "everything"
 _LEASES: Final = "leases"
@@ -42,6 +45,16 @@ _SAID: Final = {
     "disputed": "address is another one's, too",
     "opened": "address is the pod's again: it is fenced no more",
 }
+
+
+class _Moment(NamedTuple):
+    """When a look has begun: in which connection, and on `time.monotonic`'s clock."""
+
+    connection: int
+    time: float
+
+
+_NEVER: Final = _Moment(0, 0.0)
 
 
 class Compare(Protocol):
@@ -93,10 +106,14 @@ class LeaseComparison:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ended = threading.Event()
-        # Counts the connections to the API; all holds, or those of a network, were last compared in one.
+        # Counts the connections to the API, and whether there is one that is watched.
         self._connection = 1
-        self._compared = 0
-        self._networks: dict[str, int] = {}
+        self._is_watched = False
+        # When all holds, or those of a network, were last compared.
+        self._compared = _NEVER
+        self._networks: dict[str, _Moment] = {}
+        # What could not be compared, which is tried again soon, and said once.
+        self._left: frozenset[str] = frozenset()
         self._trouble = ""
         self._watches: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="lease-comparison", daemon=True)
@@ -137,14 +154,18 @@ class LeaseComparison:
 
     def is_compared(self, network: str) -> bool:
         """Whether the network's holds were compared in this connection."""
-        return max(self._compared, self._networks.get(network, 0)) == self._connection
+        last = max(self._compared, self._networks.get(network, _NEVER))
+        if last.connection != self._connection:
+            return False
+        # While no connection is watched, nothing tells when the API has been away since.
+        return self._is_watched or time.monotonic() - last.time < _TRUSTED
 
     def _run(self) -> None:
         since = 0.0
         while not self._ended.is_set():
             self._wake.clear()
             self._watch()
-            is_whole = self._compared != self._connection or since >= self._period
+            is_whole = self._compared.connection != self._connection or since >= self._period
             self.work(whole=is_whole)
             since = 0.0 if is_whole else since + self._soon
             self._wake.wait(self._soon * random.uniform(0.8, 1))
@@ -153,9 +174,7 @@ class LeaseComparison:
         """One look: at all holds, or at the disputed ones."""
         try:
             with self._lock:
-                scope = (
-                    _EVERYTHING if self._compared != self._connection else _LEASES if whole else _DISPUTES
-                )
+                scope = self._scope(whole=whole)
                 if scope == _DISPUTES and not any(True for _ in self._disputed()):
                     self._fence()
                     return
@@ -166,23 +185,29 @@ class LeaseComparison:
             log.crash("internal error of the thread that compares leases")
             self._report(f"{type(e).__name__}: {e}")
 
+    def _scope(self, *, whole: bool) -> str:
+        if self._compared.connection != self._connection or self._left:
+            return _EVERYTHING
+        return _LEASES if whole else _DISPUTES
+
     def _look(self, network: str | None, scope: str) -> str:
         """Compares; why the API cannot be asked, "" if it was. With the lock held."""
-        connection = self._connection
+        moment = _Moment(self._connection, time.monotonic())
         compared = self._compare(network=network, scope=scope)
         if compared is not None:
             for each in compared.findings:
                 _say(each)
-            for line in compared.left:
+            for line in sorted(set(compared.left) - self._left):
                 log.error("a hold could not be compared with the Kubernetes API", error=line)
+            self._left = frozenset(compared.left)
         # Also without a finding: a DEL may have ended a hold, and another process a fence.
         self._fence()
         absent = compared.absent if compared is not None else ""
         if not absent and scope == _EVERYTHING:
             if network is None:
-                self._compared = connection
+                self._compared = moment
             else:
-                self._networks[network] = connection
+                self._networks[network] = moment
         return absent
 
     # -- the connection
@@ -201,16 +226,22 @@ class LeaseComparison:
 
         # Of these there are few, and they hardly ever change.
         networks = Selection(IP_NETWORKS, metadata_only=True)
-        watcher = Watcher(api, networks, _ignore, self._connected)
+        watcher = Watcher(api, networks, _ignore, self.observe, self.count_break)
         self._watches.append(watcher.stop)
         threading.Thread(target=watcher.run, name="api-connection", daemon=True).start()
 
-    def _connected(self, problem: str) -> None:
-        """The connection is lost (why), or there is one again ("")."""
-        if problem:
-            self._connection += 1
-        else:
+    def observe(self, problem: str) -> None:
+        """The connection that is watched is lost (why), or there is one again (""). One thread calls it."""
+        self._is_watched = not problem
+        # In both cases: the API may have come and gone between two attempts to watch it.
+        self._connection += 1
+        if not problem:
             self._wake.set()
+
+    def count_break(self) -> None:
+        """The connection that is watched broke off; it may be there again by now."""
+        self._connection += 1
+        self._wake.set()
 
     def _report(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

@@ -101,7 +101,7 @@ class Agent:
             on_refusal=self._metrics.observe_refusal,
             lookup=self._directory,
             node_name=options.node_name,
-            before_cluster_add=lambda network: self._lease_comparison.ensure_compared(network),
+            before_cluster_add=self._ensure_compared,
             on_event=self._events.put,
         )
         route = handlers.guest_handlers(self._guests, self._loop, self._retire)
@@ -245,6 +245,9 @@ class Agent:
             *([left] if left else []),
             *self._notes,
         ]
+
+    def _ensure_compared(self, network: str) -> None:
+        self._lease_comparison.ensure_compared(network)
 
     def _notify(self) -> None:
         self._guest_reconciler.notify()

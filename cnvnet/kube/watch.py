@@ -77,8 +77,16 @@ class Watcher:
     """
 
     def __init__(
-        self, api: Api, selection: Selection, notify: Notify, report: Report = lambda _: None
+        self,
+        api: Api,
+        selection: Selection,
+        notify: Notify,
+        report: Report = lambda _: None,
+        on_break: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_break` is called when a watch has ended before its time, and when it is there again."""
+        self._on_break = on_break
+        self._is_broken = False
         self._api = api
         self._selection = selection
         self._notify = notify
@@ -144,6 +152,9 @@ class Watcher:
     def _follow(self) -> bool:
         """Whether anything came before the server ended the watch."""
         wanted = self._selection
+        # Watches that began together do not end together.
+        seconds = wanted.seconds + random.randrange(wanted.seconds // 4 + 1)
+        begun = time.monotonic()
         stream = self._stream = self._api.watch(
             wanted.resource,
             wanted.namespace,
@@ -151,13 +162,15 @@ class Watcher:
             fields=wanted.fields,
             metadata_only=wanted.metadata_only,
             resource_version=self._version,
-            # Watches that began together do not end together.
-            seconds=wanted.seconds + random.randrange(wanted.seconds // 4 + 1),
+            seconds=seconds,
             idle=wanted.idle,
         )
         has_come = False
         try:
             self._say("")
+            if self._is_broken:
+                self._is_broken = False
+                self._on_break()
             # `stop` may have come before there was a stream to close.
             if not self._stopped.is_set():
                 for event in stream:
@@ -168,6 +181,9 @@ class Watcher:
         finally:
             self._stream = None
             stream.close()
+            if time.monotonic() - begun < seconds - _SHORTEST_WATCH:
+                self._is_broken = True
+                self._on_break()
         return has_come
 
     def _handle(self, event: WatchEvent) -> None:

@@ -9,7 +9,8 @@ was declared lost, and the addresses may be on another one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
@@ -44,6 +45,8 @@ SCOPES: Final = (EVERYTHING, LEASES, DISPUTES)
 # HTTP: also for a kind that the cluster does not have.
 _NOT_FOUND: Final = 404
 _SERVER_ERRORS: Final = 500
+# HTTP: who asks is not known, may not read, or asks too much.
+_NO_ANSWER: Final = (401, 403, 429)
 
 
 class Finding(NamedTuple):
@@ -85,6 +88,21 @@ class _Taken(CNIError):
         self.key = key
 
 
+class _Unreadable(CNIError):
+    """The API answers, and does not say what it has: one that has just begun knows no rights yet."""
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """_Unreadable, ApiError."""
+    try:
+        yield
+    except ApiError as e:
+        if e.status in _NO_ANSWER:
+            raise _Unreadable(e.code, e.msg) from e
+        raise
+
+
 class Comparison:
     """One look at the hold files of a node. Not for several threads."""
 
@@ -104,6 +122,8 @@ class Comparison:
                 continue
             try:
                 finding = self._compare(each, thorough=scope == EVERYTHING)
+            except _Unreadable as e:
+                return Compared(tuple(findings), tuple(left), e.msg)
             except (CNIError, TryAgain) as e:
                 if isinstance(e, ApiError) and (not e.status or e.status >= _SERVER_ERRORS):
                     return Compared(tuple(findings), tuple(left), e.msg)
@@ -126,7 +146,8 @@ class Comparison:
 
     def _compare_vm(self, each: Hold, *, thorough: bool) -> Finding | None:
         key, facts = each.lease.key, self._facts()
-        stored = facts.read_lease(key.namespace, object_names.lease_name(key))
+        with _reading():
+            stored = facts.read_lease(key.namespace, object_names.lease_name(key))
         lives: bool | None = None
         try:
             if stored is not None and _is_named(each, stored):
@@ -144,10 +165,9 @@ class Comparison:
     def _reserve_listed(self, each: Hold, stored: StoredLease, facts: Facts) -> Finding | None:
         """Reserve what the VMLease lists and is not reserved for it. _Taken, TryAgain."""
         claim, reservations = Claim(stored.key, lease_uid=stored.uid), self._reservations()
-        found = {
-            address: facts.read_reservation(each.network, address)
-            for address in objects.addresses_of(each.lease)
-        }
+        addresses = objects.addresses_of(each.lease)
+        with _reading():
+            found = {address: facts.read_reservation(each.network, address) for address in addresses}
         missing = [address for address, it in found.items() if it is None or not claim.has(it)]
         for address in missing:
             it = found[address]
@@ -210,10 +230,9 @@ class Comparison:
 
     def _compare_pod(self, each: Hold) -> Finding | None:
         facts = self._facts()
-        claim = Claim(each.lease.key, pod=each.lease)
-        found = {
-            address: facts.read_reservation(each.network, address) for address in pod_addresses(each.lease)
-        }
+        claim, addresses = Claim(each.lease.key, pod=each.lease), pod_addresses(each.lease)
+        with _reading():
+            found = {address: facts.read_reservation(each.network, address) for address in addresses}
         own = {address: it for address, it in found.items() if it is not None and claim.has(it)}
         known = {it.name: it.uid for it in own.values() if not it.until}
         if len(known) == len(found):
@@ -283,7 +302,8 @@ class Comparison:
         if holder is None or not holder.pod_uid or not name:
             return False
         try:
-            return holder.pod_uid in pod_uids(self._api.get(PODS, name, namespace))
+            with _reading():
+                return holder.pod_uid in pod_uids(self._api.get(PODS, name, namespace))
         except NotFound:
             return False
 

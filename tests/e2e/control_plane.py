@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -52,6 +53,7 @@ class ControlPlane:
         self.audit = AuditLog(machine.folder / "var/log/audit.log", self.api)
         self._state = machine.folder / "var/lib"
         self._server: Daemon | None = None
+        self._etcd: Daemon | None = None
         self._forwarder = Forwarder(machine.netns, SERVER, PORT)
 
     def start(self, undo: ExitStack) -> None:
@@ -64,7 +66,13 @@ class ControlPlane:
             echo 1 >/proc/sys/net/ipv4/ip_forward
             """,
         )
-        self.machine.start(
+        self._start_etcd()
+        self._write_keys()
+        undo.enter_context(self._forwarder)
+        self.start_server()
+
+    def _start_etcd(self) -> None:
+        self._etcd = self.machine.start(
             peer("etcd"),
             "--data-dir=/var/lib/etcd",
             "--unsafe-no-fsync",
@@ -72,9 +80,27 @@ class ControlPlane:
             "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",
         )
-        self._write_keys()
-        undo.enter_context(self._forwarder)
+
+    def back_up(self, folder: Path) -> None:
+        """Everything that the API has; the server is away meanwhile."""
+        with self._stopped():
+            shutil.copytree(self._state / "etcd", folder)
+
+    def restore(self, folder: Path) -> None:
+        """Everything is as it was at the backup."""
+        with self._stopped():
+            shutil.rmtree(self._state / "etcd")
+            shutil.copytree(folder, self._state / "etcd")
+
+    @contextmanager
+    def _stopped(self) -> Generator[None]:
+        assert self._etcd is not None
+        self.kill_server()
+        self._etcd.terminate()
+        yield
+        self._start_etcd()
         self.start_server()
+        self.wait_until_answers()
 
     def start_server(self) -> None:
         """Starts the API server, again after `kill_server`."""

@@ -14,7 +14,7 @@ import pytest
 from cnvnet.ipam.store.holds import RELEASING, Hold, Holds
 from cnvnet.vm import names
 from tests import harness
-from tests.e2e.agent_nodes import AgentNode, running_node
+from tests.e2e.agent_nodes import IPAM, AgentNode, running_node
 from tests.e2e.agent_stores import reserved
 from tests.e2e.api import ApiError
 from tests.e2e.cnvnet_objects import CONTROLLER, LEASES, SYSTEM
@@ -35,7 +35,7 @@ MAC = "02:00:00:00:02:01"
 NODES = "/api/v1/nodes"
 NOT_FOUND = 404
 # Of a network: a range of one address, which the next pod gets as well.
-ONE = {"rangeStart": "10.7.0.200", "rangeEnd": "10.7.0.200"}
+ONE: Document = {"ipam": {**IPAM, "rangeStart": "10.7.0.200", "rangeEnd": "10.7.0.200"}}
 # Seconds for what two sweeps and the grace period find.
 SWEPT = 30.0
 
@@ -150,11 +150,12 @@ class Cluster:
 
     def holders(self) -> dict[str, str]:
         """The pods' nodes and roles by the names of the pods."""
-        return {
-            each["pod"].partition("/")[2]: f"{each['node']} {document['status']['roles'][key]}"
-            for document in self.leases()
-            for key, each in (document["status"].get("holders") or {}).items()
-        }
+        found: dict[str, str] = {}
+        for status in (document["status"] for document in self.leases()):
+            holders: Document = status.get("holders") or {}
+            for key, each in holders.items():
+                found[str(each["pod"]).partition("/")[2]] = f"{each['node']} {status['roles'][key]}"
+        return found
 
     def reserved(self) -> set[str]:
         """The addresses of IP."""

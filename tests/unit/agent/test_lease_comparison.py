@@ -78,6 +78,19 @@ def test_what_one_hold_says_keeps_no_network_from_adds() -> None:
     assert len(node.looks) == 1
 
 
+def test_what_could_not_be_compared_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.answer = Compared(left=("VM a/b (eth0): refused",))
+    for _ in range(3):
+        node.comparison.work(whole=False)
+    assert node.looks == [(None, "everything")] * 3
+    assert len(caplog.messages) == 1
+    node.answer = Compared()
+    node.comparison.work(whole=False)
+    node.comparison.work(whole=False)
+    assert len(node.looks) == 4
+
+
 def test_adds_that_come_meanwhile_wait_for_the_one_look() -> None:
     node = Node()
     begun, may_end = threading.Event(), threading.Event()
@@ -108,6 +121,19 @@ def test_while_the_connection_stands_disputes_alone_are_looked_at() -> None:
     assert node.looks[1:] == [(None, "disputes"), (None, "leases")]
     # A DEL may have ended what was fenced.
     assert node.fences == 4
+
+
+def test_an_api_that_came_and_went_between_two_attempts_to_watch_it_is_compared_again() -> None:
+    node = Node()
+    node.comparison.observe("refused")
+    # It is there for a moment, and gone again before the watch sees it.
+    node.comparison.work(whole=True)
+    assert node.comparison.is_compared("blue")
+    node.comparison.observe("")
+    assert not node.comparison.is_compared("blue")
+    node.comparison.work(whole=False)
+    assert node.comparison.is_compared("blue")
+    assert node.looks == [(None, "everything")] * 2
 
 
 def test_what_is_found_is_logged_and_an_api_that_is_away_is_one_line(
@@ -158,6 +184,22 @@ def test_it_looks_again_at_everything_when_the_api_comes_back() -> None:
             server.start()
             node.answer = Compared()
             assert eventually(lambda: node.comparison.is_compared("blue"))
+        finally:
+            node.comparison.stop()
+
+
+def test_it_looks_again_at_everything_when_the_connection_broke_off_for_a_moment() -> None:
+    """The client tries again by itself, so that no problem is ever reported."""
+    with running_api_server() as server:
+        node = Node(server.client())
+        node.comparison.start()
+        try:
+            assert eventually(lambda: server.count("watch", "ipnetworks"))
+            assert eventually(lambda: (None, "leases") in node.looks)
+            node.looks.clear()
+            server.hang_up()
+            assert eventually(lambda: (None, "everything") in node.looks)
+            assert node.comparison.is_compared("blue")
         finally:
             node.comparison.stop()
 

@@ -295,6 +295,24 @@ def test_an_api_that_is_away_ends_the_look_and_says_so(server: ApiServer, nodes:
     assert "503" in found.absent
 
 
+@pytest.mark.parametrize("plural", ["vmleases", "pods"])
+def test_an_api_that_does_not_know_the_agents_rights_yet_is_away(
+    server: ApiServer, nodes: tuple[Node, Node], plural: str
+) -> None:
+    """A server that has just begun answers 403 for a moment; none of it says that something is missing."""
+    one, _ = nodes
+    backup = server.objects.backup()
+    before = run_vm(server, one, "web", "web-1")
+    run_pod(server, one, "app")
+    server.objects.restore(backup)
+    server.inject(refuse(403, "Forbidden"), verb="get", plural=plural, times=99)
+    found = one.store.compare(BOOT)
+    assert (found.left, "403" in found.absent) == ((), True)
+    server.clear_faults()
+    assert {kind for kind, _ in compared(one)} == {REMADE}
+    assert leases(server)[0].lease == before.lease
+
+
 def test_what_cannot_be_compared_keeps_no_other_from_it(server: ApiServer, nodes: tuple[Node, Node]) -> None:
     one, _ = nodes
     backup = server.objects.backup()

@@ -123,7 +123,7 @@ def test_a_patch_has_what_differs_and_the_version_that_was_read() -> None:
     patch = objects.lease_patch(
         stored(before), before, before._replace(vm_uid="new"), cooling=(), nonce="", pending=(), now=50
     )
-    metadata = {"resourceVersion": "7", "managedFields": [{}]}
+    metadata: dict[str, object] = {"resourceVersion": "7", "managedFields": [{}]}
     assert patch == {"metadata": metadata, "spec": {"vmUID": "new"}}
     assert (
         objects.lease_patch(stored(before), before, before, cooling=(), nonce="", pending=(), now=50) == {}
