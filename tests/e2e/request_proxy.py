@@ -32,7 +32,7 @@ class _Trap(NamedTuple):
 
 
 class RequestProxy:
-    """Counts requests but watches, and does what a test asks for at one of them.
+    """Counts requests but watches and events, and does what a test asks for at one of them.
 
     That one is not answered: it is lost before the server has it, or (`after`) when the server has done it.
     """
@@ -99,7 +99,8 @@ class RequestProxy:
 
     def take(self, method: str, path: str) -> _Trap | None:
         """Notes a request; the trap, if it is for this one."""
-        if "watch=true" in path:
+        # Neither belongs to a call.
+        if "watch=true" in path or "/events" in path:
             return None
         with self._lock:
             self.seen.append(described(method, path))
