@@ -17,6 +17,7 @@ from cnvnet.ipam.lease import Cooldown
 from cnvnet.ipam.store import holds
 from cnvnet.ipam.store.clock import now
 from cnvnet.ipam.store.holds import Hold, Holds
+from cnvnet.ipam.store.kubernetes_abandoned import AbandonedHolds
 from cnvnet.ipam.store.kubernetes_commit import Commit
 from cnvnet.ipam.store.kubernetes_comparison import EVERYTHING, Compared, Comparison, Remake
 from cnvnet.ipam.store.kubernetes_facts import Facts, TakenAddresses
@@ -76,6 +77,7 @@ class KubernetesStore:
         self._taken = TakenAddresses()
         self._pools = KnownPools(held.statedir)
         self._over: dict[str, int] = {}
+        self._abandoned = AbandonedHolds(api, held)
 
     def for_call(self, owner: LeaseOwner | None, node: str = "") -> KubernetesStore:
         """This store for one call: the lease that it makes goes when this object goes.
@@ -202,11 +204,16 @@ class KubernetesStore:
     def drain(self) -> Drained:
         """Write to the API what DEL and GC could not, and end what an ADD has left that was killed.
 
-        A pod's address that has cooled down is freed. Errors of the API end nothing else: what remains is
-        counted, and worked through with the next call.
+        What a pod has left that ended without a DEL ends, too; an address that has cooled down is freed.
+        Errors of the API end nothing else: what remains is counted, and worked through with the next call.
         """
         done: list[Hold] = []
         left: list[str] = []
+        try:
+            with deadline(_DRAIN_SECONDS):
+                self._abandoned.release()
+        except ApiError as e:
+            left.append(str(e))
         unanswered = 0
         for hold in self._holds.all():
             # Calls go on meanwhile: what was found may be another one's by now.

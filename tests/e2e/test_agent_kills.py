@@ -20,7 +20,7 @@ from tests.e2e.kubevirt_objects import KubeVirt, Running
 from tests.e2e.machine import eventually
 from tests.faults.conftest import TIMES
 from tests.functional.crash.node_state import attachment_state
-from tests.harness import Outcome
+from tests.harness import Outcome, Sandbox, namespace
 
 # One control plane for all of them.
 pytestmark = pytest.mark.xdist_group("control_plane")
@@ -180,3 +180,25 @@ def test_an_api_server_that_is_killed_during_calls_is_caught_up_with(
     assert reserved(control_plane, setting.network) == {}
     setting.ensure_one_holder("c2", setting.call("ADD", "c2").ok())
     setting.call("DEL", "c2").ok()
+
+
+def test_a_pod_that_is_replaced_without_a_del_leaves_nothing(
+    control_plane: ControlPlane, setting: Setting
+) -> None:
+    """As where Multus' cache of the sandbox is damaged: no runtime ever asks for its end."""
+    node, network = setting.node, setting.network
+    path = f"/api/v1/namespaces/{network}/pods/plain"
+    plain = control_plane.create_pod(network, "plain", "node-1")
+    with namespace() as netns:
+        node.call("ADD", plain, Sandbox(netns), container_id="c1", network=network).ok()
+    (former,) = reserved(control_plane, network)
+    control_plane.api.delete(path, gracePeriodSeconds=0)
+    plain = control_plane.create_pod(network, "plain", "node-1")
+    sandbox = node.host.pod()
+    result = node.call("ADD", plain, sandbox, container_id="c2", network=network).ok()
+    kept = result["ips"][0]["address"].partition("/")[0]
+    assert kept != former
+    eventually(lambda: set(reserved(control_plane, network)) == {kept}, "what the old pod had is free")
+    eventually(lambda: [each.container_id for each in setting.holds()] == ["c2"], "its hold is gone")
+    node.call("DEL", plain, sandbox, container_id="c2", network=network).ok()
+    assert (reserved(control_plane, network), setting.holds()) == ({}, [])
