@@ -93,6 +93,8 @@ class Cluster(RuleBasedStateMachine):
         known, rows, dead = self.pods.get(container), self.desk.rows(), set(self.desk.dead)
         if known is not None and known.vm != vm:
             return  # A live container does not change its VM; a test of its own covers it.
+        if role == TARGET and (container in dead or (known is not None and known.role != TARGET)):
+            return  # A migration's target is one from its beginning.
         self.desk.dead.discard(container)  # The name is a new container's now.
         try:
             granted = self.desk.add(
