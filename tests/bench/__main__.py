@@ -169,6 +169,14 @@ def _cases(
     return {name: partial(CASES[name], nodes, sizes) for name in chosen.only or CASES}
 
 
+def reported(document: str, rows: list[Row], paths: list[PathRow], *, cluster: bool) -> str:
+    """The document with what was measured between the marks of the command. ValueError: it has none."""
+    if paths:
+        return report.replaced(document, table.markdown(paths), f"scripts/bench --only {_DATAPATH}")
+    command = "scripts/bench --cluster" if cluster else "scripts/bench"
+    return report.replaced(document, report.markdown(rows), command)
+
+
 def _only_one() -> IO[str]:
     """Two at once would measure each other; what one has left that was killed is removed."""
     lock = (_TOOLS / "bench-lock").open("w")
@@ -227,11 +235,8 @@ def main() -> int:
     if chosen.chart:
         chosen.chart.write_text(chart.draw(measured.rows))
     if chosen.report:
-        command = "scripts/bench --cluster" if chosen.cluster else "scripts/bench"
-        text = report.markdown(measured.rows)
-        if measured.paths:
-            command, text = f"scripts/bench --only {_DATAPATH}", table.markdown(measured.paths)
-        chosen.report.write_text(report.replaced(chosen.report.read_text(), text, command))
+        text = reported(chosen.report.read_text(), measured.rows, measured.paths, cluster=chosen.cluster)
+        chosen.report.write_text(text)
     return 0
 
 

@@ -42,7 +42,9 @@ def is_served(lab: Lab, agent: RunningAgent) -> bool:
     return bool(agent.ask(guest="check", record=record(lab).name).get("ok"))
 
 
-def test_a_guest_is_served_from_add_to_del(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bridge", [True, False], ids=["bridge", "no bridge"])
+def test_a_guest_is_served_from_add_to_del(lab: Lab, tmp_path: Path, *, bridge: bool) -> None:
+    lab.keys = {"bridge": bridge}
     with running_agent(lab.node) as agent:
         pod = attached(lab)
         answer = lease(lab.guest, tmp_path)

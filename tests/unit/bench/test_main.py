@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench import programs
-from tests.bench.__main__ import arguments
+from tests.bench.__main__ import arguments, reported
+from tests.bench.datapath.table import PathRow
 
 
 def usable(_: Path) -> str:
@@ -66,3 +67,13 @@ def test_what_cannot_be_measured_together_is_refused(
     capsys: pytest.CaptureFixture[str], argv: list[str], reason: str
 ) -> None:
     assert reason in refused(capsys, *argv)
+
+
+def test_the_data_path_is_reported_between_its_own_marks() -> None:
+    command = "scripts/bench --only datapath"
+    document = f"before\n<!-- {command}: begin -->\nold\n<!-- {command}: end -->\nafter\n"
+    paths = [PathRow("from port to port", "udp", {"ours": [100.0]}, ())]
+    new = reported(document, [], paths, cluster=False)
+    assert new.startswith(f"before\n<!-- {command}: begin -->\n| from port to port | ours |")
+    assert new.endswith(f"<!-- {command}: end -->\nafter\n")
+    assert "old" not in new
