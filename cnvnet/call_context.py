@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
@@ -27,6 +28,10 @@ OWN_NETNS = "/proc/thread-self/ns/net"
 OWN_MOUNTS = "/proc/thread-self/ns/mnt"
 # Where programs are searched for when no PATH says where: a runtime may give a plugin none.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# Seconds for requests to other machines that take back what a call has done.
+_TAKING_BACK: Final = 1.5
 
 
 class Exec(NamedTuple):
@@ -158,15 +163,17 @@ def started(action: Callable[[], T]) -> Callable[[], T] | None:
 
 @contextmanager
 def ending_at(end: float) -> Generator[None]:
-    """Inside the block requests to other machines end before `end`, by time.monotonic(), answered or not.
-
-    The innermost block counts: what an ADD takes back has time of its own.
-    """
+    """Inside the block requests to other machines end before `end`, by time.monotonic(), answered or not."""
     token = _context.set(_context.get()._replace(end=end))
     try:
         yield
     finally:
         _context.reset(token)
+
+
+def taking_back() -> AbstractContextManager[None]:
+    """A block that takes back what a call has done, with time of its own for requests."""
+    return ending_at(time.monotonic() + _TAKING_BACK)
 
 
 def request_limit() -> float | None:

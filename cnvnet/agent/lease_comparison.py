@@ -136,9 +136,7 @@ class LeaseComparison:
         with waiting():
             is_mine = self._lock.acquire(timeout=_PATIENCE)
         if not is_mine:
-            raise CNIError(
-                TRY_AGAIN_LATER, "what this node's pods hold is still compared with the Kubernetes API"
-            )
+            raise CNIError(TRY_AGAIN_LATER, self._still_comparing())
         try:
             if not self.is_compared(network):
                 with deadline(_PATIENCE):
@@ -147,6 +145,12 @@ class LeaseComparison:
                     raise CNIError(TRY_AGAIN_LATER, absent)
         finally:
             self._lock.release()
+
+    def _still_comparing(self) -> str:
+        api = self._find_api()
+        where = f" at {api.server}" if api is not None else ""
+        why = f" ({self._trouble})" if self._trouble else ""
+        return f"what this node's pods hold is still compared with the Kubernetes API{where}: try again{why}"
 
     def counts(self) -> Counter[tuple[str, str]]:
         """How many interfaces have a dispute, by their state (fenced, open) and network. CNIError."""

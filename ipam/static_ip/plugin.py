@@ -285,13 +285,14 @@ class StaticIP:
     def revert(self, request: Request, assignment: Assignment) -> None:
         """Undo `assign` because the ADD it was for came to nothing: the lease is as it was before."""
         interface, moment = (request.container_id, storable(request.ifname)), now()
-        self._run(
-            request,
-            assignment.store,
-            lambda ledger: allocator.revert(ledger, assignment.allocation, *interface, now=moment),
-        )
-        if assignment.claim is not None:
-            assignment.claim.take_back()
+        with call_context.taking_back():
+            self._run(
+                request,
+                assignment.store,
+                lambda ledger: allocator.revert(ledger, assignment.allocation, *interface, now=moment),
+            )
+            if assignment.claim is not None:
+                assignment.claim.take_back()
 
     def release(self, request: Request, recorded: StoreRef | None = None) -> None:
         """This pod holds nothing any more. Needs no identity, no valid configuration and no earlier ADD.

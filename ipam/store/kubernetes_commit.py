@@ -8,12 +8,11 @@ as far as it answers.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from cnvnet.call_context import ending_at, log
+from cnvnet.call_context import log, taking_back
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.lease import Lease, LeaseKey
 from cnvnet.ipam.store import holds, object_names, objects
@@ -29,9 +28,6 @@ from cnvnet.ipam.store.lease_owner import LeaseOwner
 from cnvnet.ipam.store.objects import StoredLease
 from cnvnet.kube.api import Api, ApiError, Conflict, NotFound, deadline
 from cnvnet.kube.resources import VM_LEASES
-
-# Seconds for taking back what a run has written that came to nothing, after those of its call.
-_UNDO_SECONDS: Final = 1.5
 
 
 class _Written(NamedTuple):
@@ -107,7 +103,7 @@ class Commit:
         What the API does not take, or may have taken without an answer, is left to a later `drain`.
         """
         try:
-            with ending_at(time.monotonic() + _UNDO_SECONDS):
+            with taking_back():
                 for key in (*self._written, *self._pods):
                     self._undo_key(key)
                 for key, keys in self._joined.items():

@@ -17,10 +17,11 @@ import pytest
 
 from tests.fakes.api_server import Action, ApiServer, Asked, black_hole, refuse
 from tests.fakes.certificates import Authority
-from tests.functional.agent.cluster_node import Attached, ClusterNode, cluster_node
+from tests.fakes.launchers import cni_args
+from tests.functional.agent.cluster_node import LAN, NODE_NAME, Attached, ClusterNode, cluster_node
 from tests.functional.agent.launcher_calls import cni
 from tests.functional.agent.own_agent import RunningAgent, eventually
-from tests.harness import Node, a_node
+from tests.harness import Node, Outcome, a_node, installed
 
 pytestmark = pytest.mark.alone
 
@@ -214,6 +215,38 @@ def test_an_add_that_is_cut_off_between_its_writes_is_answered_in_time_and_holds
         cluster.server.hang_up()
         # The VM has a lease, of which nothing is counted on that is not reserved.
         free_soon(cluster)
+
+
+def test_executables_without_an_agent_are_answered_in_time_and_an_agent_does_the_rest(
+    cluster: ClusterNode,
+) -> None:
+    alone = {"CNVNET_AGENT": "off", "CNVNET_KUBECONFIG": str(cluster.kubeconfig), "CNVNET_NODE": NODE_NAME}
+
+    def call(command: str, of: Attached) -> Outcome:
+        return cluster.node.cni(
+            installed("cnv-bridge"),
+            command,
+            of.config,
+            of.sandbox,
+            container_id=of.container_id,
+            ifname=LAN,
+            args=cni_args(of.pod),
+            env=alone,
+        )
+
+    attached = cluster.new(cluster.launchers.start("vm-primary-br"), release="pod")
+    call("ADD", attached).ok()
+    with answers(black_hole, cluster):
+        begun = time.monotonic()
+        error = call("ADD", cluster.new(cluster.launchers.add_pod("late"))).error()
+        assert time.monotonic() - begun < ADD
+        assert (error["code"], cluster.server.url in error["msg"]) == (11, True), error
+        begun = time.monotonic()
+        call("DEL", attached).ok()
+        assert time.monotonic() - begun < DEL
+        assert cluster.holds() == {attached.container_id: "releasing"}
+    with cluster.running_agent():
+        assert eventually(lambda: not cluster.remains(), seconds=FREE), cluster.remains()
 
 
 def test_a_token_and_an_authority_are_replaced_under_a_running_agent(cluster: ClusterNode) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cnvnet.call_context import captured
+from cnvnet.call_context import captured, ending_at
 from cnvnet.cni import skel
 from cnvnet.cni.conventions import PodRef
 from cnvnet.cni.errors import CNIError
@@ -136,6 +136,19 @@ def test_a_failed_add_is_undone(
     node.plugin.revert(request, node.plugin.assign(request))
     assert leases(server) == []
     assert server.objects.matching(IP_RESERVATIONS, "", lambda _: True) == []
+
+
+def test_an_add_that_fails_late_is_undone_all_the_same(
+    tmp_path: Path, directory: Directory, launchers: Launchers, server: ApiServer
+) -> None:
+    """The time in which its call may ask the API is over."""
+    node = ClusterNode(tmp_path, directory)
+    request = node.request(launchers.start("vm-a"))
+    assignment = node.plugin.assign(request)
+    with ending_at(time.monotonic() - 1):
+        node.plugin.revert(request, assignment)
+    assert leases(server) == []
+    assert Holds(str(tmp_path)).all() == []
 
 
 def test_a_delete_without_credentials_waits_for_them(
