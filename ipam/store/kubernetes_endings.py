@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from cnvnet.cni.errors import CNIError
 from cnvnet.ipam.lease import Cooldown, Lease, LeaseKey
 from cnvnet.ipam.store import holds, object_names, objects
 from cnvnet.ipam.store.holds import Hold, Holds
 from cnvnet.ipam.store.kubernetes_facts import Facts
 from cnvnet.ipam.store.kubernetes_reservations import Claim, Reservations, TryAgain
 from cnvnet.ipam.store.objects import StoredLease
-from cnvnet.kube.api import Api, ApiError, Conflict, NotFound
+from cnvnet.kube.api import Api, ApiError, Conflict, Document, NotFound
 from cnvnet.kube.resources import VM_LEASES
 
 # HTTP: what the server says to a UID that is another object's.
 _UNPROCESSABLE: Final = 422
+
+
+def roles_patch(stored: StoredLease) -> Document:
+    """The merge patch after which the VMLease shows the roles that its holders have; {} where it does."""
+    holders = stored.lease.holders if stored.lease is not None else ()
+    roles = {stored.holder_keys[each.container_id, each.ifname]: each.role for each in holders}
+    changed: Document = {key: role for key, role in roles.items() if stored.roles.get(key) != role}
+    if not changed:
+        return {}
+    return {"metadata": {"resourceVersion": stored.version}, "status": {"roles": changed}}
 
 
 class Endings:
@@ -44,15 +55,25 @@ class Endings:
         key = hold.lease.key
         patch = objects.release_patch(hold.holder_key, uid=hold.lease_uid, now=now, settled=settled)
         try:
-            self._api.patch(VM_LEASES, object_names.lease_name(key), patch, key.namespace)
+            left = self._api.patch(VM_LEASES, object_names.lease_name(key), patch, key.namespace)
         except NotFound:
-            pass
+            return True
         except ApiError as e:
             # Another lease has the name by now: what it lacks is this UID.
             if e.status not in (_UNPROCESSABLE, 409):
                 raise
             return False
+        self._show_heir(left)
         return True
+
+    def _show_heir(self, document: Document) -> None:
+        """Say which pod is active after the one that was: for people; programs know it without."""
+        try:
+            stored = objects.read_lease(document)
+            if patch := roles_patch(stored):
+                self._api.patch(VM_LEASES, stored.name, patch, stored.key.namespace)
+        except CNIError:
+            pass  # the next write says it
 
     def end_pods(
         self,

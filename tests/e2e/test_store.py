@@ -38,6 +38,8 @@ def test_a_vm_moves_between_nodes_with_its_addresses(
     target = two.attach("web", "c2", role=TARGET)
     assert (target.ips, target.mac) == (first.ips, first.mac)
     one.detach("c1")
+    (document,) = control_plane.api.get(LEASES.format(tenant))["items"]
+    assert list(document["status"]["roles"].values()) == ["active"]
     two.detach("c2")
     restarted = two.attach("web", "c3")
     assert (restarted.ips, restarted.mac) == (first.ips, first.mac)

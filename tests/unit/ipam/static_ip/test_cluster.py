@@ -84,6 +84,8 @@ def test_a_vm_keeps_its_addresses_from_node_to_node(
     assert lease.lease is not None
     assert [each.role for each in lease.lease.holders] == ["active"]
     assert all(each.node for each in lease.lease.holders)
+    # What a table of leases shows, too.
+    assert list(lease.roles.values()) == ["active"]
     (owner,) = server.objects.get(VM_LEASES, lease.key.namespace, lease.name)["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == (
         "VirtualMachine",
