@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 # The plugins' names: in configurations, of their executables, and in the keys of their records.
 CNV_BRIDGE: Final = "cnv-bridge"
+CNV_TUNING: Final = "cnv-tuning"
 MASQUERADE: Final = "masquerade"
 STATIC_IP: Final = "static-ip"
 VM_BRIDGE: Final = "vm-bridge"
 # Those that bind a VM to its pod.
 BINDINGS: Final = (MASQUERADE, VM_BRIDGE)
-# A second name of an executable, for nodes where another program has the first one.
-SECOND_NAMES: Final = {"cnvnet-bridge": CNV_BRIDGE}
+# Second names of executables, for nodes where another program has the first one.
+SECOND_NAMES: Final = {"cnvnet-bridge": CNV_BRIDGE, "cnvnet-tuning": CNV_TUNING}
 
 
 class Executable:
@@ -41,6 +42,10 @@ EXECUTABLES: Final = {
     CNV_BRIDGE: Executable(
         "cnvnet.plugins.cnv_bridge.plugin",
         "attaches virtual machines and containers to a bridge of the node",
+    ),
+    CNV_TUNING: Executable(
+        "cnvnet.plugins.tuning.plugin",
+        "sets sysctls and properties of a pod's interface",
     ),
     MASQUERADE: Executable(
         "cnvnet.plugins.masquerade.plugin",
@@ -78,6 +83,11 @@ def main(name: str) -> NoReturn:
 def cnv_bridge() -> NoReturn:
     """The executable cnv-bridge, under this or any other name that a symlink gives it."""
     main(CNV_BRIDGE)
+
+
+def cnv_tuning() -> NoReturn:
+    """The executable cnv-tuning, under this or its second name."""
+    main(CNV_TUNING)
 
 
 def masquerade() -> NoReturn:

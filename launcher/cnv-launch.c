@@ -23,13 +23,22 @@ struct plugin {
 /* As cnvnet.launch.usage describes them. */
 static const struct plugin plugins[] = {
 	{"cnv-bridge", "attaches virtual machines and containers to a bridge of the node"},
+	{"cnv-tuning", "sets sysctls and properties of a pod's interface"},
 	{"masquerade", "puts a virtual machine behind the addresses of its pod"},
 	{"vm-bridge", "puts a virtual machine in the place of its pod"},
 	{"static-ip", "manages addresses that belong to virtual machines"},
 };
 #define PLUGINS (sizeof plugins / sizeof *plugins)
-/* Other names of the first plugin: one that no other program has, and that of the reference plugin. */
-static const char *const other_names[] = {"cnvnet-bridge", "bridge"};
+/* Other names of plugins: those that no other program has, and those of the reference plugins. */
+static const struct {
+	const char *name;
+	const struct plugin *plugin;
+} other_names[] = {
+	{"cnvnet-bridge", &plugins[0]},
+	{"bridge", &plugins[0]},
+	{"cnvnet-tuning", &plugins[1]},
+	{"tuning", &plugins[1]},
+};
 
 /* scripts/install-cni finds these words in a launcher of any version, and in no other program. */
 #define MUST_BE_CALLED ": this file must be called cnv-bridge, "
@@ -45,11 +54,11 @@ static const struct plugin *plugin_called(const char *path)
 		if (strcmp(name, plugins[i].name) == 0)
 			return &plugins[i];
 	for (size_t i = 0; i < sizeof other_names / sizeof *other_names; i++)
-		if (strcmp(name, other_names[i]) == 0)
-			return &plugins[0];
+		if (strcmp(name, other_names[i].name) == 0)
+			return other_names[i].plugin;
 	append(&message, "called as ");
 	append(&message, name);
-	append(&message, MUST_BE_CALLED "masquerade, vm-bridge or static-ip; cnvnet-bridge and bridge are cnv-bridge, too");
+	append(&message, MUST_BE_CALLED "cnv-tuning, masquerade, vm-bridge or static-ip");
 	fail(NOT_AVAILABLE, &message);
 }
 

@@ -15,7 +15,6 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 from cnvnet.attachment import sandbox, teardown
 from cnvnet.attachment.record import ADDED, Attachments, Key, LockedRecord, Record
 from cnvnet.attachment.sandbox import Pod
-from cnvnet.call_context import log
 from cnvnet.cni import unknown_keys
 from cnvnet.cni.conventions import PodRef, valid_attachments
 from cnvnet.cni.errors import NOT_AVAILABLE, CNIError, InvalidConfig
@@ -23,8 +22,6 @@ from cnvnet.cni.request import Request
 from cnvnet.cni.result import Result, ensure_renderable, previous
 from cnvnet.guest.options import GuestOptions
 from cnvnet.kernel import tap
-from cnvnet.kernel.boot import boot_id
-from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Kernel, Stack
 from cnvnet.launch import guest_client
 from cnvnet.plugins.binding import ownership
@@ -212,7 +209,7 @@ class BindingCommands(Generic[C]):
         record = locked.read()
         if record is None:
             return
-        if record.state == ADDED and _is_of(record, pod.netns):
+        if record.state == ADDED and sandbox.is_of(record, pod.netns):
             link = self._driver.existing_link(record, pod.stack)
             if link:
                 raise InvalidConfig(f"{key.ifname} of container {key.container_id} has {link} already")
@@ -229,13 +226,8 @@ class BindingCommands(Generic[C]):
         # A runtime that does not know the path any more gives none: the record has it.
         path = path or (record.netns_path if record is not None else "")
         with ExitStack() as opened:
-            try:
-                netns = opened.enter_context(self._kernel.netns(path)) if path else None
-            except FileNotFoundError:
-                return  # the kernel has deleted all of it with the namespace
-            except OSError as e:
-                log(f"netns {path}: {e}")  # a file in its place: nothing of ours is in it
-                return
+            netns = opened.enter_context(sandbox.existing(self._kernel, path))
+            # The kernel has deleted all of it with the namespace.
             if netns is not None:
                 sandbox.lock(self._kernel, netns)
                 self._clear(
@@ -243,7 +235,9 @@ class BindingCommands(Generic[C]):
                 )
 
     def _clear(self, key: Key, record: Record | None, pod: Pod) -> None:
-        if pod.netns.inode == self._kernel.own() or (record is not None and not _is_of(record, pod.netns)):
+        if pod.netns.inode == self._kernel.own() or (
+            record is not None and not sandbox.is_of(record, pod.netns)
+        ):
             return
         self._driver.detach(key, record, pod, self._others(key, pod))
 
@@ -254,7 +248,7 @@ class BindingCommands(Generic[C]):
             change
             for plugin in plugins
             for record in self._attachments.records(plugin)
-            if record.key != key and _is_of(record, pod.netns)
+            if record.key != key and sandbox.is_of(record, pod.netns)
             for change in ownership.changes(record.undo)
         )
 
@@ -262,8 +256,3 @@ class BindingCommands(Generic[C]):
 def _ensure_context(context: str) -> None:
     if context and not tap.knows_selinux():
         raise InvalidConfig(f"selinuxContext: {context}: SELinux does not run on this node")
-
-
-def _is_of(record: Record, netns: Netns) -> bool:
-    """Whether a record is about this namespace: inodes are reused, after a boot from the beginning."""
-    return record.netns_inode == netns.inode and record.boot_id == boot_id()

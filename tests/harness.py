@@ -283,9 +283,9 @@ class Node(Sandbox):
             time.sleep(0.01)
 
 
-OURS = ("cnv-bridge", "masquerade", "static-ip", "vm-bridge")
-# Under which they are installed: cnv-bridge has a second name, which no other program has.
-NAMES = (*OURS, "cnvnet-bridge")
+OURS = ("cnv-bridge", "cnv-tuning", "masquerade", "static-ip", "vm-bridge")
+# Under which they are installed: two have a second name, which no other program has.
+NAMES = (*OURS, "cnvnet-bridge", "cnvnet-tuning")
 _kept = ExitStack()
 atexit.register(_kept.close)
 

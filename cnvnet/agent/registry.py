@@ -39,6 +39,7 @@ def load_all(kernel: Kernel, static_ip: StaticIP, lookup: Lookup = no_api) -> di
     """
     shared: dict[str, dict[str, object]] = {
         executables.CNV_BRIDGE: {"kernel": kernel, "static_ip": static_ip, "lookup": lookup},
+        executables.CNV_TUNING: {"kernel": kernel},
         executables.MASQUERADE: {"kernel": kernel, "lookup": lookup},
         executables.STATIC_IP: {"static_ip": static_ip},
         executables.VM_BRIDGE: {"kernel": kernel, "lookup": lookup},

@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
 from cnvnet.attachment.record import Record
+from cnvnet.call_context import log
 from cnvnet.cni.errors import INVALID_NETNS, TRY_AGAIN_LATER, CNIError
+from cnvnet.kernel.boot import boot_id
 from cnvnet.kernel.netns import Netns
 from cnvnet.kernel.stack import Kernel, Stack
 
@@ -36,6 +38,20 @@ def opened(kernel: Kernel, path: str) -> Generator[Netns]:
         yield netns
 
 
+@contextmanager
+def existing(kernel: Kernel, path: str) -> Generator[Netns | None]:
+    """The namespace at a path, closed on exit; None where it has gone, or where something else is."""
+    with ExitStack() as stack:
+        netns: Netns | None = None
+        try:
+            netns = stack.enter_context(kernel.netns(path)) if path else None
+        except FileNotFoundError:
+            pass
+        except OSError as e:
+            log(f"netns {path}: {e}")
+        yield netns
+
+
 def lock(kernel: Kernel, netns: Netns) -> None:
     """Locks the namespace against other calls of ours until it is closed. CNIError 11."""
     try:
@@ -48,6 +64,11 @@ def other_interfaces(records: Iterable[Record], container_id: str, ifname: str) 
     """The interfaces of a container, but for this one, that these records are about."""
     keys = (each.key for each in records)
     return frozenset(key.ifname for key in keys if key.container_id == container_id and key.ifname != ifname)
+
+
+def is_of(record: Record, netns: Netns) -> bool:
+    """Whether a record is about this namespace: inodes are reused, after a boot from the beginning."""
+    return record.netns_inode == netns.inode and record.boot_id == boot_id()
 
 
 def is_there(record: Record) -> bool:

@@ -44,11 +44,13 @@ RTM_GETLINK: Final = 18
 RTM_SETLINK: Final = 19
 _IFF_UP: Final = 0x1
 _IFF_PROMISC: Final = 0x100
+_IFF_ALLMULTI: Final = 0x200
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
+_IFLA_TXQLEN: Final = 13
 _IFLA_OPERSTATE: Final = 16
 _IFLA_LINKINFO: Final = 18
 _IFLA_IFALIAS: Final = 20
@@ -87,6 +89,7 @@ _OF_LINK: Final = frozenset(
         _IFLA_MTU,
         _IFLA_LINK,
         _IFLA_MASTER,
+        _IFLA_TXQLEN,
         _IFLA_OPERSTATE,
         _IFLA_LINKINFO,
         _IFLA_IFALIAS,
@@ -136,9 +139,10 @@ def decode(raw: bytes) -> Link:
         operstate=_OPERSTATES[operstate] if operstate < len(_OPERSTATES) else str(operstate),
         master=_number(attrs.get(_IFLA_MASTER)),
         peer=_number(attrs.get(_IFLA_LINK)),
-        promisc=bool(
-            flags & _IFF_PROMISC
-        ),  # as `ip link set` does; a bridge port's own promiscuity does not show
+        # Both as `ip link set` sets them: what a bridge asks of its port does not show.
+        promisc=bool(flags & _IFF_PROMISC),
+        allmulti=bool(flags & _IFF_ALLMULTI),
+        txqlen=_number(attrs.get(_IFLA_TXQLEN)),
         group=_number(attrs.get(_IFLA_GROUP)),
         alias=text(attrs.get(_IFLA_IFALIAS, b"")),
         bridge=_decode_bridge(info.get(_IFLA_INFO_DATA, b"")) if kind == "bridge" else None,
@@ -192,8 +196,17 @@ def encode_change(wanted: ChangeLink) -> list[NetlinkMessage]:
         body += attribute(_IFLA_GROUP, U32.pack(wanted.group))
     if wanted.master is not None:
         body += attribute(_IFLA_MASTER, U32.pack(wanted.master))
-    flags = (_IFF_UP if wanted.up else 0) | (_IFF_PROMISC if wanted.promisc else 0)
-    mask = (_IFF_UP if wanted.up is not None else 0) | (_IFF_PROMISC if wanted.promisc is not None else 0)
+    if wanted.txqlen is not None:
+        body += attribute(_IFLA_TXQLEN, U32.pack(wanted.txqlen))
+    flags = mask = 0
+    for flag, value in (
+        (_IFF_UP, wanted.up),
+        (_IFF_PROMISC, wanted.promisc),
+        (_IFF_ALLMULTI, wanted.allmulti),
+    ):
+        if value is not None:
+            mask |= flag
+            flags |= flag if value else 0
     if wanted.up is False and body:
         # In one message the kernel would rename before it sets down, and old kernels rename no link that
         # is up.

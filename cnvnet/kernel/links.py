@@ -61,6 +61,9 @@ class Link(NamedTuple):
     # IFLA_LINK: counts in the peer's own namespace.
     peer: int = 0
     promisc: bool = False
+    allmulti: bool = False
+    # How many frames its queueing discipline holds, where it has one.
+    txqlen: int = 0
     group: int = 0
     alias: str = ""
     bridge: Bridge | None = None
@@ -135,6 +138,8 @@ class ChangeLink(NamedTuple):
     up: bool | None = None
     master: int | None = None
     promisc: bool | None = None
+    allmulti: bool | None = None
+    txqlen: int | None = None
     group: int | None = None
     alias: str | None = None
     hairpin: bool | None = None

@@ -30,6 +30,8 @@ class FakeLink:
         self.master: FakeLink | None = None
         self.peer: FakeLink | None = None
         self.promisc = False
+        self.allmulti = False
+        self.txqlen = 1000
         self.group = 0
         self.alias = ""
         self.bridge: Bridge | None = None
@@ -65,6 +67,8 @@ class FakeLink:
             master=self.master.ifindex if self.master else 0,
             peer=self.peer.ifindex if self.peer else 0,
             promisc=self.promisc,
+            allmulti=self.allmulti,
+            txqlen=self.txqlen,
             group=self.group,
             alias=self.alias,
             bridge=self.bridge,

@@ -141,6 +141,10 @@ class FakeNamespace:
             link.namespace.set_master(link, wanted.master)
         if wanted.promisc is not None:
             link.promisc = wanted.promisc
+        if wanted.allmulti is not None:
+            link.allmulti = wanted.allmulti
+        if wanted.txqlen is not None:
+            link.txqlen = wanted.txqlen
         if wanted.up:
             link.namespace.set_up(link)
         set_port_flags(link, wanted)

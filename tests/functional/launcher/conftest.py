@@ -18,7 +18,7 @@ from tests.functional.launcher.fake_agent import Agent, agent, responding
 from tests.harness import OURS, executable
 
 LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
-NAMES = ("cnv-bridge", "masquerade", "vm-bridge", "static-ip")
+NAMES = ("cnv-bridge", "cnv-tuning", "masquerade", "vm-bridge", "static-ip")
 CONFIG = {"cniVersion": "1.0.0", "name": "net", "type": "cnv-bridge"}
 GOOD = Response(0, b'{"cniVersion": "1.0.0"}\n', b"cnv-bridge: a line for people\n")
 # A sanitizer that finds something ends the process with this.
