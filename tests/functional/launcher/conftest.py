@@ -116,7 +116,7 @@ def install(folder: Path, kind: str, built: Mapping[str, Path]) -> Launcher:
     if kind != "python":
         for name in NAMES:
             shutil.copy(built[kind], folder / name)
-        for name in ("bridge", "cnvnet-bridge"):
+        for name in ("bridge", "cnvnet-bridge", "tuning", "cnvnet-tuning"):
             (folder / name).symlink_to("cnv-bridge")
     return made
 

@@ -159,14 +159,22 @@ def test_each_plugin_is_asked_for_by_its_name(c_launcher: Launcher, name: str) -
         assert answering.received[0].call.argv0 == name
 
 
-@pytest.mark.parametrize("name", ["cnvnet-bridge", "bridge"])
-def test_other_names_of_cnv_bridge(c_launcher: Launcher, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "plugin"),
+    [
+        ("cnvnet-bridge", "cnv-bridge"),
+        ("bridge", "cnv-bridge"),
+        ("cnvnet-tuning", "cnv-tuning"),
+        ("tuning", "cnv-tuning"),
+    ],
+)
+def test_other_names_of_plugins(c_launcher: Launcher, name: str, plugin: str) -> None:
     with agent(c_launcher.socket, responding(GOOD)) as answering:
         assert c_launcher.call(name).code == 0
-        assert answering.received[0].call.argv0 == "cnv-bridge"
+        assert answering.received[0].call.argv0 == plugin
     run_log = c_launcher.put_recorders_beside()
     assert c_launcher.call(name).code == 0
-    assert run_log.read_text() == f"{c_launcher.folder}/cnvnet/bin/cnv-bridge\n"
+    assert run_log.read_text() == f"{c_launcher.folder}/cnvnet/bin/{plugin}\n"
 
 
 @pytest.mark.parametrize("command", ["ADD", "VERSION"])
@@ -174,7 +182,7 @@ def test_under_any_other_name_it_says_how_it_wants_to_be_called(c_launcher: Laun
     (c_launcher.folder / "cnv-launch").symlink_to("cnv-bridge")
     error = c_launcher.call("cnv-launch", env={"CNI_COMMAND": command}).error()
     assert error["code"] == 50
-    assert error["msg"].startswith("called as cnv-launch: this file must be called cnv-bridge, masquerade")
+    assert error["msg"].startswith("called as cnv-launch: this file must be called cnv-bridge, cnv-tuning")
 
 
 def test_of_a_variable_that_is_there_twice_the_first_one_counts(
