@@ -119,7 +119,7 @@ def _sysctls(fields: Fields, ifname: str) -> tuple[NamedSysctl, ...]:
         if path in named:
             raise _duplicated(f"{where} and {wanted.path(named[path].written)} are the same")
         parts = path.split("/")
-        if parts[0] != "net" or any(part in ("", ".", "..") for part in parts):
+        if parts[0] != "net" or len(parts) == 1 or any(part in ("", ".", "..") for part in parts):
             raise InvalidConfig(f"invalid net sysctl key: {quoted(path)}", f"{where}: not below net")
         # With dots inside a part, as in the name of a VLAN interface, slashes are what separates the parts.
         name = ".".join(part.replace(".", "/") for part in parts)

@@ -46,5 +46,5 @@ def test_no_name_leads_out_of_net(written: str) -> None:
         path = one_sysctl(written).path
     except InvalidConfig:
         return
-    assert path.startswith("net/")
+    assert path.split("/")[0] == "net"
     assert not {"", ".", ".."} & set(path.split("/"))
