@@ -44,7 +44,8 @@ class Endings:
         Where the lease is as its first ADD has left it, the same request says that its addresses are
         reserved, and the next ADD need not look. ApiError.
         """
-        settled = hold.version if hold.is_unsettled else ""
+        # Of a disputed hold an address is reserved for another lease.
+        settled = hold.version if hold.is_unsettled and not hold.dispute else ""
         if not (settled and self._end_holder(hold, now, settled)):
             self._end_holder(hold, now, "")
         self.tidy(hold)

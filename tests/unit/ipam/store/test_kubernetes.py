@@ -82,6 +82,19 @@ def test_a_lease_that_has_changed_since_its_first_add_is_not_settled_by_its_pods
     assert asked(server) == ["get vmleases", *["get ipreservations"] * 2, "patch vmleases"]
 
 
+def test_a_lease_with_an_address_in_dispute_is_not_settled_by_its_pods_end(
+    server: ApiServer, node: Node
+) -> None:
+    lease = node.attach("vm1", "c1", "uid")
+    (hold,) = node.holds.all()
+    assert hold.is_unsettled
+    node.holds.write(hold._replace(dispute="10.0.0.5 is another one's"))
+    node.delete("c1")
+    document = server.objects.get(VM_LEASES, lease.key.namespace, object_names.lease_name(lease.key))
+    assert document["spec"]["pending"] == [*map(str, lease.ips), lease.mac]
+    assert not document["status"].get("holders")
+
+
 def test_a_repeated_request_to_end_the_first_pod_ends_it(server: ApiServer, node: Node) -> None:
     """Its answer is lost, and what it was about is another version by then: its own."""
     lease = node.attach("vm1", "c1", "uid")
