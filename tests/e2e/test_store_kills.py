@@ -39,7 +39,6 @@ from tests.unit.ipam.store.interruptions import (
     first_add,
     move,
     prepare,
-    recreate,
 )
 
 # One control plane for all of them.
@@ -123,7 +122,7 @@ def points(cluster: RealCluster, folder: Path, scenario: Scenario) -> list[Point
 
 
 @pytest.mark.parametrize(
-    "scenario", chosen(first_add, recreate, move, add_pod, delete, delete_with_the_pod, cool_a_pod)
+    "scenario", chosen(first_add, move, add_pod, delete, delete_with_the_pod, cool_a_pod)
 )
 def test_a_process_that_is_killed_at_any_request_leaves_nothing(
     cluster: RealCluster, tmp_path: Path, scenario: Scenario
