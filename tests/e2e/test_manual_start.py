@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from tests.harness import Node, Outcome
 
 pytestmark = pytest.mark.xdist_group("control_plane")
 
+Document = dict[str, Any]
+
 LAN = names.hashed("lan")
 NETWORK = "manual"
 CONFIG: dict[str, Any] = {
@@ -30,6 +34,47 @@ CONFIG: dict[str, Any] = {
     "type": "macvlan",
     "ipam": {"type": "static-ip", "store": "kubernetes", "subnet": "10.13.0.0/24"},
 }
+
+
+def token(document: Document, folder: Path) -> None:
+    """As `ControlPlane.kubeconfig` writes it: the token, and the authority, in the file itself."""
+
+
+def token_file(document: Document, folder: Path) -> None:
+    user = document["users"][0]["user"]
+    (folder / "token").write_text(user.pop("token"))
+    # Beside the kubeconfig.
+    user["tokenFile"] = "token"
+
+
+def authority_file(document: Document, folder: Path) -> None:
+    cluster = document["clusters"][0]["cluster"]
+    (folder / "ca.crt").write_bytes(base64.b64decode(cluster.pop("certificate-authority-data")))
+    cluster["certificate-authority"] = "ca.crt"
+
+
+def server_name(document: Document, folder: Path) -> None:
+    # One that the certificate has, too.
+    document["clusters"][0]["cluster"]["tls-server-name"] = "kubernetes.default.svc"
+
+
+def unverified(document: Document, folder: Path) -> None:
+    cluster = document["clusters"][0]["cluster"]
+    del cluster["certificate-authority-data"]
+    cluster["insecure-skip-tls-verify"] = True
+
+
+def program(document: Document, folder: Path) -> None:
+    user = document["users"][0]["user"]
+    version = "client.authentication.k8s.io/v1"
+    printed = {"apiVersion": version, "kind": "ExecCredential", "status": {"token": user.pop("token")}}
+    (folder / "login").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(printed)}\nEND\n")
+    (folder / "login").chmod(0o755)
+    user["exec"] = {"apiVersion": version, "command": "./login", "interactiveMode": "Never"}
+
+
+Form = Callable[[Document, Path], None]
+FORMS: tuple[Form, ...] = (token, token_file, authority_file, server_name, unverified, program)
 
 
 class NodeOne:
@@ -117,3 +162,34 @@ def test_an_executable_needs_no_agent_where_a_kubeconfig_is_named(
     with running_controller(control_plane.kubeconfig(), Path(node.node.folder) / "controller.log"):
         kubevirt.delete(machine)
         eventually(lambda: node.reserved() == set(), "its addresses are free")
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_a_kubeconfig_has_any_form(
+    control_plane: ControlPlane, tenant: str, node: NodeOne, tmp_path: Path, form: Form
+) -> None:
+    document: Document = json.loads(control_plane.kubeconfig().read_text())
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    form(document, folder)
+    (folder / "kubeconfig").write_text(json.dumps(document))
+    env = {"CNVNET_AGENT": "off", "CNVNET_KUBECONFIG": str(folder / "kubeconfig")}
+    pod = control_plane.create_pod(tenant, "plain", "node-1")
+    added = node.call("ADD", pod, env)
+    assert added.ok()["ips"]
+    assert ("insecure-skip-tls-verify: any server at" in added.stderr) == (form is unverified)
+    node.call("DEL", pod, env).ok()
+    assert node.reserved() == set()
+
+
+def test_a_server_that_is_not_called_so_is_not_believed(
+    control_plane: ControlPlane, tenant: str, node: NodeOne, tmp_path: Path
+) -> None:
+    document: Document = json.loads(control_plane.kubeconfig().read_text())
+    document["clusters"][0]["cluster"]["tls-server-name"] = "elsewhere.test"
+    (tmp_path / "kubeconfig").write_text(json.dumps(document))
+    env = {"CNVNET_AGENT": "off", "CNVNET_KUBECONFIG": str(tmp_path / "kubeconfig")}
+    error = node.call("ADD", control_plane.create_pod(tenant, "plain", "node-1"), env).error()
+    assert error["code"] == 11
+    assert "the server's certificate cannot be verified" in error["msg"]
+    assert control_plane.url in error["msg"]

@@ -277,6 +277,20 @@ def test_an_administrator_of_the_network_imports_and_releases(
     assert "addresses of VMs are written by cnvnet" in text
 
 
+def test_system_masters_pass(control_plane: ControlPlane, running: Running, tenant: str) -> None:
+    """Who could delete the policies themselves: all but the keeping of definitions is open to them."""
+    admin = control_plane.api
+    forged = admin.create(LAUNCHERS.format(tenant), copy_of(running.pod, "forged"))
+    assert forged["metadata"]["ownerReferences"] == running.pod["metadata"]["ownerReferences"]
+    leases = LEASES.format(tenant)
+    made = admin.create(leases, lease(tenant, "other", "10.8.0.7", b_eth0=holder("node-2")))
+    path = f"{leases}/{made['metadata']['name']}"
+    admin.patch(path, {"spec": {"ips": []}, "status": {"holders": {"b.eth0": None}}})
+    of = {"namespace": tenant, "name": made["metadata"]["name"], "uid": made["metadata"]["uid"]}
+    reserved = admin.create(RESERVATIONS, reservation("vms", "10.8.0.7", lease=of))
+    admin.delete(f"{RESERVATIONS}/{reserved['metadata']['name']}")
+
+
 # -- agents
 
 
