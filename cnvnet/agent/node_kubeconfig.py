@@ -73,8 +73,9 @@ class NodeKubeconfig:
                 return
             try:
                 self._write()
-            except (OSError, CNIError) as e:
-                reason = e.msg if isinstance(e, CNIError) else (e.strerror or str(e)).lower()
+            except (OSError, ValueError, CNIError) as e:
+                reason = e.msg if isinstance(e, CNIError) else getattr(e, "strerror", None) or str(e)
+                reason = reason[:1].lower() + reason[1:]
                 self._report(
                     f"{self._path}: {reason}: executables without the agent reach no Kubernetes API"
                 )
