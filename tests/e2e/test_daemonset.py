@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cnvnet.kube import bound_token
+from cnvnet.kube.credentials import from_kubeconfig
 from tests import harness
 from tests.e2e import deployed
 from tests.e2e.cnvnet_objects import LEASES, RESERVATIONS, SYSTEM, lease
@@ -152,6 +154,17 @@ class Alone:
             args=f"IgnoreUnknown=1;{self._args}",
             within=self._machine.entrance(),
         )
+
+    def agent(self) -> str:
+        """The agent's pod, once the one before is gone and the file is its own."""
+
+        def only() -> str | None:
+            names = self._deployment.agents()
+            given = from_kubeconfig(str(self.kubeconfig)).token.content
+            claims = bound_token.claims(given)
+            return claims.pod if claims is not None and names == [claims.pod] else None
+
+        return eventually(only, "one agent's pod is there, and has written the kubeconfig")
 
     def assert_works(self) -> None:
         """An ADD and a DEL, which are reservations in the API and no more."""
@@ -315,22 +328,23 @@ def alone(deployment: Deployment) -> Iterator[Alone]:
 def test_an_executable_has_the_way_to_the_api_of_the_agents_pod(
     deployment: Deployment, alone: Alone
 ) -> None:
+    agent = alone.agent()
     assert alone.kubeconfig.stat().st_mode & 0o7777 == 0o600
     alone.assert_works()
     # Also while the process is down; its container begins anew in the same pod.
-    before, written = deployment.agents(), alone.kubeconfig.read_bytes()
+    written = alone.kubeconfig.read_bytes()
     deployment.node.machine.kill_all("--node-kubeconfig=/host/cnvnet/kubeconfig")
     alone.assert_works()
     deployment.rolled_out()
     eventually(deployment.metrics_or_none, "the agent serves again")
-    assert deployment.agents() == before
+    assert deployment.agents() == [agent]
     assert alone.kubeconfig.read_bytes() == written
 
 
 def test_without_the_agents_pod_an_executable_says_so_until_there_is_another(
     deployment: Deployment, alone: Alone
 ) -> None:
-    (agent,) = deployment.agents()
+    agent = alone.agent()
     deployment.keep_agents_away()
     # An API server remembers a token for ten seconds.
     said = eventually(alone.refusal, "the token of a pod that is gone is refused")
