@@ -13,6 +13,7 @@ from cnvnet.cni.fields import Address
 from cnvnet.ipam import refusals
 from cnvnet.ipam.allocation import AddressRequest, Allocation, AllocationRequest, IsDead, Policy
 from cnvnet.ipam.lease import (
+    LEAVING,
     NEVER,
     VM_DELETED,
     Cooldown,
@@ -204,7 +205,8 @@ def adopt(ledger: Ledger, lease: Lease, *, origin: str, now: int) -> Lease:
             raise _taken(lease, lease.mac, origin, owner)
         after = after._replace(mac=lease.mac)
     for holder in lease.holders:
-        after = hold(after, holder)
+        newer = any(each.role == ACTIVE and each.since > holder.since for each in after.holders)
+        after = hold(after, holder._replace(role=LEAVING) if newer and holder.role == ACTIVE else holder)
     ledger.change(known, after, until=0)
     return after
 

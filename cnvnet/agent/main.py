@@ -43,6 +43,7 @@ from cnvnet.guest.events import Event
 from cnvnet.ipam.static_ip.config import STATEDIR
 from cnvnet.ipam.static_ip.plugin import StaticIP
 from cnvnet.ipam.store.holds import Holds
+from cnvnet.ipam.store.kubernetes_networks import NAMESPACE, NEW_NETWORKS
 from cnvnet.kernel import sysctl
 from cnvnet.kernel.deferred.resident import ResidentKernel
 from cnvnet.kube import credentials
@@ -101,6 +102,7 @@ class Agent:
             on_refusal=self._metrics.observe_refusal,
             lookup=self._directory,
             node_name=options.node_name,
+            new_networks=options.new_networks,
             before_cluster_add=self._ensure_compared,
             on_event=self._events.put,
         )
@@ -361,6 +363,13 @@ def _listener(options: Options) -> Listener:
 @option(
     "node-name", "This node's name in Kubernetes, for calls without CNVNET_NODE.", "NODE_NAME", default=""
 )
+@option(
+    "new-networks",
+    "Who may use a network that has no IPNetwork: the first pod's namespace, all, none.",
+    "CNVNET_NEW_NETWORKS",
+    type=click.Choice(NEW_NETWORKS),
+    default=NAMESPACE,
+)
 @option("log-format", "JSON, or text for people.", type=click.Choice(log.FORMATS), default="json")
 @option(
     "launchers-into",
@@ -386,6 +395,7 @@ def command(
     launchers_into: str,
     kubeconfig: str,
     node_name: str,
+    new_networks: str,
     node_kubeconfig: str,
 ) -> None:
     """Serves the virtual machines of this node: DHCP, DHCPv6 and router advertisements."""
@@ -396,7 +406,7 @@ def command(
     into = os.path.abspath(launchers_into) if launchers_into else ""
     kubeconfig = os.path.abspath(kubeconfig) if kubeconfig else ""
     options = Options(
-        rundir, path, metrics_address, idle_exit, statedir, into, kubeconfig=kubeconfig, node_name=node_name
+        rundir, path, metrics_address, idle_exit, statedir, into, kubeconfig, node_name, new_networks
     )
     # Executables need it for as long as no agent takes their calls: before this one can.
     left = NodeKubeconfig(os.path.abspath(node_kubeconfig), os.environ) if node_kubeconfig else None

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from cnvnet.ipam.store.kubernetes_networks import NAMESPACE
 from cnvnet.resident.endpoint import parse_address
 
 _Command = Callable[..., None]
@@ -30,6 +31,8 @@ class Options(NamedTuple):
     kubeconfig: str = ""
     # Of this node in Kubernetes, for calls that do not say it.
     node_name: str = ""
+    # Who may use a network without IPNetwork, one of kubernetes_networks.NEW_NETWORKS.
+    new_networks: str = NAMESPACE
 
 
 def option(name: str, text: str, variable: str = "", **more: object) -> Callable[[_Command], _Command]:

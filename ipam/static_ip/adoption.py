@@ -20,6 +20,7 @@ from cnvnet.executables import CNV_BRIDGE
 from cnvnet.ipam import allocator
 from cnvnet.ipam.lease import POD, VM_DELETED, Lease, LeaseKey
 from cnvnet.ipam.static_ip.asked import machine_owner
+from cnvnet.ipam.static_ip.switching import settle
 from cnvnet.ipam.store import data_dirs
 from cnvnet.ipam.store.kubernetes import KubernetesStore
 from cnvnet.ipam.store.ref import KUBERNETES, StoreRef
@@ -111,7 +112,7 @@ class Adoption:
         store.run(lambda ledger: allocator.adopt(ledger, heir.lease, origin=source.name, now=now))
         for record in of_lease:
             self._note(record)
-        source.run(lambda ledger: allocator.drop(ledger, lease))
+        settle(source, store, lease, now)
         self._adopted.append(heir.lease)
 
     def _heir(self, lease: Lease, records: list[Record]) -> _Heir | None:

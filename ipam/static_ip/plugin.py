@@ -86,6 +86,7 @@ class StaticIP:
         on_refusal: OnRefusal | None = None,
         lookup: Lookup = no_api,
         node_name: str = "",
+        new_networks: str = "",
         before_cluster_add: Callable[[str], None] = lambda _: None,
         on_event: OnEvent | None = None,
     ) -> None:
@@ -102,6 +103,7 @@ class StaticIP:
         self._reports = Reports(on_refusal, on_event)
         self._lookup = lookup
         self._node_name = node_name
+        self._new_networks = new_networks
         self._before_cluster_add = before_cluster_add
         self._stores: dict[StoreRef, Store] = {}
         self._clusters: dict[StoreRef, KubernetesStore] = {}
@@ -223,7 +225,7 @@ class StaticIP:
             self._declare(request, config)
             raise
         if former is not None:
-            former.end()
+            former.end(store, wanted.now)
         self._ensure_listed(statedir(request.env), config.store.location)
         for remark in (*config.remarks, *allocation.remarks):
             call_context.log(remark)
@@ -408,7 +410,7 @@ class StaticIP:
         """The store of the cluster; kept once there is a way to its API."""
         store = self._clusters.get(where)
         if store is None:
-            store = open_kubernetes(where, self._lookup, self._node_name)
+            store = open_kubernetes(where, self._lookup, self._node_name, self._new_networks)
             if store.is_connected:
                 store = self._clusters.setdefault(where, store)
         return store

@@ -41,17 +41,40 @@ class Former(NamedTuple):
         if self.lease is not None:
             allocator.adopt(ledger, self.lease, origin=self.store.name, now=now)
 
-    def end(self) -> None:
+    def end(self, target: Store, now: int) -> None:
         """End it in its store, now that the new one has it: if not now, the next ADD does."""
         if self.stays:
             return
         try:
-            gone = self.store.run(lambda ledger: allocator.drop(ledger, self.stored))
+            gone = settle(self.store, target, self.stored, now)
         except CNIError as e:
             log(f"{e.msg}: {self.stored.key} is in {self.store.name} still, with the same addresses")
             return
         if gone:
             log(f"{self.stored.key}: {_addresses(self.stored)} taken over from {self.store.name}")
+
+
+def settle(former: Store, target: Store, stored: Lease, now: int) -> bool:
+    """End a lease in its former store, now that the target has it; whether it has ended. CNIError.
+
+    One that has changed meanwhile stays for the next time; a pod whose DEL has come in between holds nothing
+    in the target, either.
+    """
+
+    def end(ledger: Ledger) -> tuple[Lease | None, bool]:
+        return ledger.get(stored.key), allocator.drop(ledger, stored)
+
+    current, gone = former.run(end)
+    for each in stored.holders:
+        interface = (each.container_id, each.ifname)
+        if current is None or current.holder(*interface) is None:
+            _release(target, stored.key.network, interface, now)
+    return gone
+
+
+def _release(store: Store, network: str, interface: tuple[str, str], now: int) -> None:
+    if store.knows(network, *interface):
+        store.run(lambda ledger: allocator.release(ledger, network, *interface, now=now))
 
 
 class Switch(NamedTuple):

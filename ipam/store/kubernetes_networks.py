@@ -88,7 +88,7 @@ class NetworkRegistry:
 
     def is_there(self, network: str) -> bool:
         """Whether the network has an IPNetwork. ApiError."""
-        return network in self._known or self._read(network) is not None
+        return self._read(network) is not None
 
     def ensure_within_limit(self, network: str, namespace: str, terms: NetworkTerms) -> None:
         """CNIError 11 if pods of the namespace have more addresses of one family than the network grants."""

@@ -30,11 +30,15 @@ def open_store(ref: StoreRef, lookup: Lookup = no_api, node: str = "") -> Store:
     )
 
 
-def open_kubernetes(ref: StoreRef, lookup: Lookup, node: str) -> KubernetesStore:
-    """The store of the cluster. Without credentials it has what this node holds, and every request fails."""
+def open_kubernetes(ref: StoreRef, lookup: Lookup, node: str, new_networks: str = "") -> KubernetesStore:
+    """The store of the cluster. Without credentials it has what this node holds, and every request fails.
+
+    `new_networks` is one of kubernetes_networks.NEW_NETWORKS, "" for its default.
+    """
     # The API's client takes 60 ms, which no call of an embedded store pays.
     from cnvnet.ipam.store.holds import Holds
     from cnvnet.ipam.store.kubernetes import KubernetesStore
+    from cnvnet.ipam.store.kubernetes_networks import NAMESPACE
     from cnvnet.ipam.store.no_api import NoApi
 
     try:
@@ -43,4 +47,4 @@ def open_kubernetes(ref: StoreRef, lookup: Lookup, node: str) -> KubernetesStore
         return KubernetesStore(NoApi(e.msg), Holds(ref.location), node)
     if directory is None:
         return KubernetesStore(NoApi(no_credentials(f"store {KUBERNETES}").msg), Holds(ref.location), node)
-    return KubernetesStore(directory.api, Holds(ref.location), node)
+    return KubernetesStore(directory.api, Holds(ref.location), node, new_networks=new_networks or NAMESPACE)

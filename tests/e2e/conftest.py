@@ -10,7 +10,7 @@ import pytest
 
 from cnvnet import VERSION
 from tests import harness
-from tests.e2e.cnvnet_objects import free_leases, running_cluster
+from tests.e2e.cnvnet_objects import NETWORKS, free_leases, running_cluster
 from tests.e2e.control_plane import ControlPlane
 from tests.e2e.controller_process import Process, bound_kubeconfig, running_controller
 from tests.e2e.kubevirt_objects import KubeVirt
@@ -91,3 +91,7 @@ def tenant(control_plane: ControlPlane) -> Iterator[str]:
     yield name
     control_plane.api.delete(f"/api/v1/namespaces/{name}")
     free_leases(control_plane, name)
+    # Tests call their network as their namespace.
+    network = f"{NETWORKS}/{name}"
+    if control_plane.api.find(network) is not None:
+        control_plane.api.delete(network)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.agent_stores import AgentDesk, reserved
-from tests.e2e.cnvnet_objects import LEASES, NETWORKS, SYSTEM, agent, user
+from tests.e2e.cnvnet_objects import LEASES, SYSTEM, agent, user
 from tests.e2e.control_plane import ControlPlane
 from tests.harness import installed
 
@@ -120,4 +120,3 @@ def test_a_right_that_is_missing_is_named(control_plane: ControlPlane, tmp_path:
     force = ("leases", "release", f"{tenant}/web", "--network", tenant, "--force")
     assert "--force takes nothing from a pod of another node" in node.cnvctl(*force, code=2).stderr
     assert len(control_plane.api.get(LEASES.format(tenant))["items"]) == 1
-    control_plane.api.delete(f"{NETWORKS}/{tenant}")

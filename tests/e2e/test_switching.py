@@ -42,11 +42,11 @@ class AgentNode:
         self._options = ("--metrics-address", "", "--kubeconfig", kubeconfig, "--node-name", name)
         self._agent: AbstractContextManager[Any] | None = None
 
-    def start(self) -> None:
-        """Start its agent, again if it runs."""
+    def start(self, *options: str) -> None:
+        """Start its agent, again if it runs, with more options."""
         self.stop()
         folder = f"CNVNET_STATEDIR={self.node.statedir}"
-        self._agent = running_agent(self.node, *self._options, within=("env", folder))
+        self._agent = running_agent(self.node, *self._options, *options, within=("env", folder))
         self._agent.__enter__()
 
     def stop(self) -> None:
@@ -140,3 +140,21 @@ def test_a_vm_that_runs_keeps_its_address_into_the_cluster_over_a_move_and_back(
     assert one.leases()[0].holders == ()
     kubevirt.stop(again)
     kubevirt.delete(machine)
+
+
+def test_the_agents_option_says_who_may_use_a_new_network(
+    control_plane: ControlPlane, kubevirt: KubeVirt, tenant: str, nodes: tuple[AgentNode, AgentNode]
+) -> None:
+    one, _ = nodes
+    pod = control_plane.create_pod(tenant, "plain", "node-1")
+    one.start("--new-networks=refuse")
+    refused = one.call("ADD", pod, subnet="10.1.0.0/24", **CLUSTER).error()
+    assert (refused["code"], f"there is no IPNetwork {tenant}, and agents make none" in refused["msg"]) == (
+        7,
+        True,
+    )
+    assert control_plane.api.find(f"{NETWORKS}/{tenant}") is None
+    one.start("--new-networks=open")
+    one.add(pod, **CLUSTER)
+    assert control_plane.api.get(f"{NETWORKS}/{tenant}")["spec"]["namespaces"] == ["*"]
+    one.call("DEL", pod).ok()

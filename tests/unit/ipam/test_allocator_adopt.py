@@ -9,7 +9,7 @@ import pytest
 from cnvnet.cni.errors import CNIError
 from cnvnet.ipam import allocator
 from cnvnet.ipam.lease import Lease, LeaseKey
-from tests.unit.ipam.store.conformance import LEASE, Desk, lease
+from tests.unit.ipam.store.conformance import HOLDER, LEASE, Desk, lease, roles
 
 
 def adopt(desk: Desk, wanted: Lease) -> Lease:
@@ -73,3 +73,9 @@ def test_only_what_has_not_changed_is_dropped(desk: Desk) -> None:
     assert desk.contents().leases == []
     missing = Lease(LeaseKey("net", "default", "no", "eth0"), ())
     assert desk.store.run(lambda ledger: allocator.drop(ledger, missing))
+
+
+def test_a_pod_that_came_later_stays_the_active_one(desk: Desk) -> None:
+    adopt(desk, on("n1", LEASE._replace(holders=(HOLDER._replace(container_id="new", since=9),))))
+    both = adopt(desk, on("n1", LEASE))
+    assert roles(both) == {"new": "active", "c1": "leaving"}

@@ -13,6 +13,7 @@ import pytest
 from cnvnet.attachment.files import AttachmentFiles
 from cnvnet.attachment.record import ADDED, ADDING, Key, Record
 from cnvnet.cni.conventions import PodRef
+from cnvnet.ipam import allocator
 from cnvnet.ipam.lease import Lease, LeaseKey
 from cnvnet.ipam.static_ip import recorded
 from cnvnet.ipam.static_ip.adoption import Adopted
@@ -237,6 +238,40 @@ def test_an_api_that_fails_takes_nothing_and_is_asked_again(
         assert (len(local(node)), clustered(server)) == (1, [])
         server.clear_faults()
     assert [str(ip) for each in node.adopt().leases for ip in each.ips] == ips_of(first)
+
+
+def test_what_was_left_by_a_kill_goes_at_the_next_look(
+    node: AgentNode, launchers: Launchers, server: ApiServer
+) -> None:
+    node.attach(launchers.start("vm-a"), ipam=LOCAL)
+    declare(server)
+    left = local(node)
+    node.adopt()
+    before = clustered(server)
+    Sqlite(str(node.folder)).run(lambda ledger: ledger.change(None, left[0], until=0))
+    assert len(node.adopt().leases) == 1
+    assert (local(node), clustered(server)) == ([], before)
+
+
+def test_a_delete_that_comes_in_between_leaves_no_hold(
+    node: AgentNode, launchers: Launchers, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the look at the node's leases, and before the cluster has them."""
+    pod = launchers.start("vm-a")
+    node.attach(pod, ipam=LOCAL)
+    declare(server)
+    adopt = allocator.adopt
+
+    def late(*args: Any, **options: Any) -> Lease:
+        node.delete(pod)
+        return adopt(*args, **options)
+
+    monkeypatch.setattr(allocator, "adopt", late)
+    node.adopt()
+    assert [each.holders for each in clustered(server)] == [()]
+    monkeypatch.setattr(allocator, "adopt", adopt)
+    node.adopt()
+    assert (local(node), [each.holders for each in clustered(server)]) == ([], [()])
 
 
 @pytest.mark.parametrize("written", [1, 2])

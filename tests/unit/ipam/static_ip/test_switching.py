@@ -265,3 +265,25 @@ def test_a_target_that_finds_no_source_makes_the_network_known(
     with pytest.raises(CNIError, match="runs nowhere in network vms"):
         node.add(launchers.migrate("vm-a"), ipam=CLUSTER)
     assert server.objects.get(IP_NETWORKS, "", "vms")["spec"]["namespaces"] == ["default"]
+
+
+@pytest.mark.parametrize("ipam", [LOCAL, CLUSTER, {**LOCAL, "dataDir": "own"}])
+@pytest.mark.parametrize("has_record", [True, False])
+def test_a_delete_whose_configuration_has_lost_its_keys_ends_what_the_add_began(
+    node: ClusterNode,
+    tmp_path: Path,
+    launchers: Launchers,
+    server: ApiServer,
+    ipam: dict[str, Any],
+    has_record: bool,
+) -> None:
+    """By the record's word, or without a record by what the node has."""
+    own = {"dataDir": str(tmp_path / "own")} if "dataDir" in ipam else {}
+    pod = launchers.start("vm-a")
+    assignment = node.add(pod, ipam={**ipam, **own})
+    request = node.request(pod, "DEL", ipam={"type": "static-ip"})
+    node.plugin.release(request, assignment.store if has_record else None)
+    (lease,) = clustered(server) or Sqlite(assignment.store.location).look(
+        lambda ledger: list(ledger.leases())
+    )
+    assert lease.holders == ()
