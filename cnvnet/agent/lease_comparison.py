@@ -19,7 +19,8 @@ from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.ipam.store.holds import Hold
 from cnvnet.kernel.boot import boot_id
 from cnvnet.kube.api import deadline
-from cnvnet.kube.resources import IP_NETWORKS
+from cnvnet.kube.events import NORMAL, WARNING, InvolvedObject, KubernetesEvent
+from cnvnet.kube.resources import IP_NETWORKS, PODS
 from cnvnet.resident import log
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ _SAID: Final = {
     "fenced": "address is another one's: the pod is fenced",
     "disputed": "address is another one's, too",
     "opened": "address is the pod's again: it is fenced no more",
+}
+
+
+# What programs know the events by.
+_REASONS: Final = {
+    "remade": "AddressRestored",
+    "fenced": "AddressFenced",
+    "disputed": "AddressDisputed",
+    "opened": "AddressUnfenced",
 }
 
 
@@ -85,6 +95,7 @@ class LeaseComparison:
         fence: Callable[[], object],
         find_api: Callable[[], Api | None],
         *,
+        put_event: Callable[[KubernetesEvent], None] = lambda _: None,
         soon: float = _SOON,
         period: float = _PERIOD,
     ) -> None:
@@ -95,6 +106,7 @@ class LeaseComparison:
             disputed: The holds of this node whose addresses are another one's.
             fence: Makes the node's fences what the holds say. CNIError, OSError.
             find_api: The API whose connection is watched, None as long as there is none. CNIError.
+            put_event: Takes what is said of pods.
             soon: Seconds between looks while something is open.
             period: Seconds between two looks at all.
         """
@@ -102,6 +114,7 @@ class LeaseComparison:
         self._disputed = disputed
         self._fence = fence
         self._find_api = find_api
+        self._put_event = put_event
         self._soon, self._period = soon, period
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -201,6 +214,9 @@ class LeaseComparison:
         if compared is not None:
             for each in compared.findings:
                 _say(each)
+                event = event_of(each)
+                if event is not None:
+                    self._put_event(event)
             for line in sorted(set(compared.left) - self._left):
                 log.error("a hold could not be compared with the Kubernetes API", error=line)
             self._left = frozenset(compared.left)
@@ -255,6 +271,18 @@ class LeaseComparison:
 
 def _ignore(change: str, document: Document) -> None:
     """The connection alone is of interest."""
+
+
+def event_of(finding: Finding) -> KubernetesEvent | None:
+    """What is said of the pod of a hold; None for one that the API has never had."""
+    holder = finding.hold.holder
+    namespace, _, name = holder.pod.partition("/") if holder is not None else ("", "", "")
+    if holder is None or not name:
+        return None
+    pod = InvolvedObject(PODS.api_version, PODS.kind, namespace, name, holder.pod_uid)
+    text = f"{', '.join(map(str, finding.hold.lease.ips))}: {_SAID[finding.kind]}"
+    text = f"{text}: {finding.reason}" if finding.reason else text
+    return KubernetesEvent(pod, _REASONS[finding.kind], text, WARNING if finding.hold.dispute else NORMAL)
 
 
 def _say(finding: Finding) -> None:

@@ -138,6 +138,7 @@ class Agent:
             held.disputed,
             fence.reconcile,
             self._directory.api,
+            put_event=self._events.put,
         )
         self._lease_adoption = LeaseAdoption(partial(static_ip.adopt, options.statedir, options.rundir))
         self._ready = False

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from cnvnet.agent.lease_comparison import LeaseComparison
+from cnvnet.agent.lease_comparison import LeaseComparison, event_of
 from cnvnet.cni.errors import TRY_AGAIN_LATER, CNIError
 from cnvnet.ipam.store.holds import HELD, Hold
 from cnvnet.ipam.store.kubernetes_comparison import FENCED, Compared, Finding
@@ -151,6 +151,22 @@ def test_what_is_found_is_logged_and_an_api_that_is_away_is_one_line(
         "a hold could not be compared with the Kubernetes API",
         "holds wait to be compared with the Kubernetes API",
     ]
+
+
+def test_a_fenced_pod_has_a_warning_as_its_event() -> None:
+    (holder,) = HOLD.lease.holders
+    of_pod = HOLD._replace(
+        lease=HOLD.lease._replace(holders=(holder._replace(pod="default/web-1", pod_uid="u"),))
+    )
+    event = event_of(Finding(of_pod, FENCED, HOLD.dispute))
+    assert event is not None
+    assert (event.involved.name, event.involved.uid, event.reason) == ("web-1", "u", "AddressFenced")
+    assert (event.type, event.message.startswith("10.0.0.5, fd00::5: address is another one's")) == (
+        "Warning",
+        True,
+    )
+    # A pod of another runtime is known to no API.
+    assert event_of(Finding(HOLD, FENCED, HOLD.dispute)) is None
 
 
 def test_disputes_are_counted_by_state_and_network() -> None:
