@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -152,8 +153,11 @@ def test_an_expired_token_is_named_and_not_shown(
     access.token.write_text(token)
     with pytest.raises(ApiError) as caught:
         access.client.list(LEASES, namespace)
-    text = f"list leases of {namespace}: 401 Unauthorized: Unauthorized (token {access.token})"
-    assert str(caught.value) == f"Kubernetes API {URL}: {text}"
+    named = re.escape(f"Kubernetes API {URL}: list leases of {namespace}: 401 Unauthorized: Unauthorized")
+    reason = (
+        rf"\(token {re.escape(str(access.token))}: the token has expired \(\d{{4}}-\d\d-\d\dT[\d:]+Z\)\)"
+    )
+    assert re.fullmatch(f"{named} {reason}", str(caught.value))
 
 
 def expired(cluster: ControlPlane, token: str) -> str:

@@ -526,7 +526,7 @@ def test_a_node_that_is_made_anew_with_an_empty_state_folder_begins_anew(
     lose(cluster, lost, running.pod)
     eventually(lambda: cluster.holders() == {}, "the holder has ended", seconds=SWEPT)
     control_plane.add_node(lost.node.name)
-    with running_node(control_plane, lost.node.name, lost.folder / "anew") as node:
+    with running_node(control_plane, lost.node.name, lost.folder.with_name("anew")) as node:
         again = cluster.start_again(running, node)
         second = cluster.add(node, again.pod)
         assert second.ip == first.ip
