@@ -9,7 +9,7 @@ from cnvnet.cni.errors import CNIError
 
 
 class RepeatedLook:
-    """The thread, and one look after the other with `period` seconds in between."""
+    """The thread; `period` seconds lie between the end of a look and the next one."""
 
     def __init__(
         self, name: str, look: Callable[[], None], report: Callable[[str], None], period: float
