@@ -123,12 +123,14 @@ def burst(system: System, command: str, kind: str, pods: Sequence[str], parallel
     They count from the first call until all have ended and, after DEL, until their links are gone.
     """
     calls = [_plugin_call(system, command, kind, pod, pod) for pod in pods]
-    with netns.opened(f"/run/netns/{system.node}") as node, netns.entered(node):
-        links = len(socket.if_nameindex())
+    with netns.opened(f"/run/netns/{system.node}") as node:
+        with netns.entered(node):
+            links = len(socket.if_nameindex())
         begun = time.perf_counter_ns()
         crowd(calls, parallel)
         if command == "DEL":
-            _await_links(links - len(pods))
+            with netns.entered(node):
+                _await_links(links - len(pods))
         return (time.perf_counter_ns() - begun) / 1e6
 
 

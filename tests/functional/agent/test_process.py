@@ -286,7 +286,8 @@ def test_rude_callers_of_the_metrics_leave_no_trace(node: Node) -> None:
         rude = node.popen(sys.executable, "-c", RUDE, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert rude.stdout is not None
         assert rude.stdout.readline() == "held\n"
-        assert len(list(threads.iterdir())) < 120
+        # Some 90 are the agent's own; 200 silent connections have 32 more at most.
+        assert len(list(threads.iterdir())) < 150
         # They are still there, and keep none from asking.
         assert agent.http("/healthz") == (200, "ok\n")
         assert "cnvnet_calls_waiting 0.0" in agent.http("/metrics")[1]
