@@ -51,8 +51,13 @@ def lease_name(key: LeaseKey) -> str:
 
 def reservation_name(network: str, address: str) -> str:
     """The name of an address' IPReservation: one for each way in which the address can be written."""
-    written = address if is_mac(address) else ipaddress.ip_address(address).exploded
+    written = address if is_mac(address) else _written_out(ipaddress.ip_address(address))
     return f"{_dns_safe(network)}-{_hash(network, 10)}-{written.replace('.', '-').replace(':', '-')}"
+
+
+def _written_out(ip: Address) -> str:
+    """An address with all of its digits; from Python 3.13 on, `exploded` has a mapped IPv4 one in dots."""
+    return str(ip) if ip.version == 4 else ip.packed.hex(":", 2)
 
 
 def reserved_ip(network: str, name: str) -> Address | None:
@@ -78,7 +83,7 @@ def block_of(ip: Address) -> str:
     """The 256 addresses among which one is, as a label has them: of what is listed at once."""
     if ip.version == 4:
         return "-".join(str(ip).split(".")[:3])
-    return ip.exploded.replace(":", "")[:30]
+    return ip.packed.hex()[:30]
 
 
 def block_label(address: str) -> str:

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cnvnet.cni.errors import InvalidConfig
@@ -55,6 +55,7 @@ def test_names_of_objects_tell_networks_and_addresses_apart() -> None:
     vm=st.text(min_size=1, max_size=80),
     ip=st.ip_addresses(),
 )
+@example("net", "vm", ip_address("::ffff:0.0.0.0"))
 def test_every_name_is_one_that_kubernetes_takes_and_an_address_can_be_read_from_it(
     network: str, vm: str, ip: Any
 ) -> None:
